@@ -1,0 +1,233 @@
+"""Values that know the call that made them.
+
+A transform, a schedule and a metric are functions in a small shell. Functions compare by identity, so two
+equal optimizers would be two compilations, could not be pickled, and would print as addresses. A `Value`
+remembers the factory and the arguments that made it instead: two are equal if their calls are equal, and the
+repr is the call.
+"""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+
+class Call:
+    """A factory and the arguments it was called with, comparable and hashable by value."""
+
+    __slots__ = ("_key", "arguments", "factory", "signature")
+
+    def __init__(self, factory: Callable, signature: inspect.Signature, arguments: dict[str, Any]):
+        self.factory = factory
+        self.signature = signature
+        self.arguments = arguments  # kept alive, so identities inside the key stay unique
+        self._key = (factory, frozen(arguments))
+
+    @property
+    def name(self) -> str:
+        """The factory's name, as in `clip_by_norm`."""
+        return self.factory.__name__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Call) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def shown(self) -> dict[str, str]:
+        """The arguments that say something (not those at their defaults), each as text."""
+        out: dict[str, str] = {}
+        for name, value in self.arguments.items():
+            parameter = self.signature.parameters[name]
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                out.update({f"*{i}": show(v) for i, v in enumerate(value)})
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                out.update({k: show(v) for k, v in value.items()})
+            elif parameter.default is parameter.empty or frozen(value) != frozen(parameter.default):
+                out[name] = show(value)
+        return out
+
+    def __repr__(self) -> str:
+        inside = ", ".join(v if k.startswith("*") else f"{k}={v}" for k, v in self.shown().items())
+        return f"{self.name}({inside})"
+
+    def remake(self) -> tuple[Callable, tuple]:
+        """What pickle needs to make the call again."""
+        bound = inspect.BoundArguments(self.signature, self.arguments)  # type: ignore[arg-type]
+        return _call_again, (self.factory, bound.args, bound.kwargs)
+
+
+def _call_again(factory: Callable, args: tuple, kwargs: dict) -> Any:
+    return factory(*args, **kwargs)
+
+
+class Value:
+    """Mixin: equality, hash, repr and pickling from the call that made the object."""
+
+    call: Call | None = None
+    _hash: int | None = None
+
+    def _parts(self) -> tuple:
+        """What stands in for the call of an object that was made without a factory."""
+        raise NotImplementedError
+
+    def _identity(self) -> Any:
+        return self.call if self.call is not None else frozen(self._parts())
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            isinstance(other, Value)
+            and type(self) is type(other)
+            and hash(self) == hash(other)
+            and self._identity() == other._identity()
+        )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        if self._hash is None:  # hashed on every dispatch of a jitted step, so remembered
+            object.__setattr__(self, "_hash", hash((type(self).__name__, self._identity())))
+        return self._hash  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        if self.call is not None:
+            return repr(self.call)
+        return f"{type(self).__name__}({', '.join(show(p) for p in self._parts())})"
+
+    def __reduce__(self) -> Any:
+        if self.call is not None:
+            return self.call.remake()
+        return type(self), self._parts()
+
+    def __copy__(self) -> Any:
+        return self  # immutable
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return self
+
+
+P = ParamSpec("P")
+V = TypeVar("V", bound=Value)
+
+
+def factory(kind: type[V]) -> Callable[[Callable[P, Any]], Callable[P, V]]:
+    """Turn a function that returns the parts of a `kind` (or a fresh `kind`) into a factory of values.
+
+    The value remembers the call, with defaults filled in, so `f(1.0)` and `f(max_norm=1.0)` are equal.
+    """
+
+    def decorate(function: Callable[P, Any]) -> Callable[P, V]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def make(*args: P.args, **kwargs: P.kwargs) -> V:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            made = function(*args, **kwargs)
+            if not isinstance(made, kind):
+                made = kind(*made) if isinstance(made, tuple) else kind(made)  # type: ignore[call-arg]
+            # `made` is new: no factory returns one of its arguments, so nobody else sees this write.
+            object.__setattr__(made, "call", Call(make, signature, dict(bound.arguments)))
+            object.__setattr__(made, "_hash", None)
+            return made
+
+        return make
+
+    return decorate
+
+
+class _Same:
+    """Equal only to itself: for arguments that have no value to compare by."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Any):
+        self.of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.of is other.of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+
+def frozen(x: Any) -> Any:
+    """A hashable stand-in for `x`: two are equal exactly if the values behave alike under tracing.
+
+    Concrete arrays compare by dtype, shape and content, containers by their items, optax's closures by their
+    code and what they close over. Other functions and unhashable objects compare by identity.
+    """
+    if isinstance(x, Value) or x is None or isinstance(x, str | bytes | np.dtype | type):
+        return x
+    if isinstance(x, bool | int | float | complex):
+        return (type(x).__name__ if isinstance(x, bool) else "number", x)
+    if isinstance(x, Tracer):
+        return _Same(x)
+    if isinstance(x, np.ndarray | np.generic | jax.Array):
+        host = np.asarray(x)
+        return ("array", host.dtype.name, host.shape, host.tobytes())
+    if isinstance(x, Mapping):
+        return ("mapping", tuple((k, frozen(v)) for k, v in x.items()))
+    if isinstance(x, tuple | list):
+        return (type(x).__name__, tuple(frozen(v) for v in x))
+    if isinstance(x, functools.partial):
+        return ("partial", frozen(x.func), frozen(x.args), frozen(x.keywords))
+    if isinstance(x, types.FunctionType):
+        return _frozen_function(x)
+    try:
+        hash(x)
+    except TypeError:
+        return _Same(x)
+    return x
+
+
+def _frozen_function(f: types.FunctionType) -> Any:
+    # A closure of optax's is a pure function of what it closes over, and its globals are optax's own, so code
+    # and cells say what it does. Of anybody else's function we cannot know that: a notebook may have rebound
+    # a global, and it would be a stale program to call it the same. Those compare by identity.
+    if not (f.__module__ or "").startswith("optax."):
+        return f
+    try:
+        cells = tuple(cell.cell_contents for cell in f.__closure__ or ())
+        return ("closure", f.__code__, frozen(f.__defaults__), frozen(f.__kwdefaults__), frozen(cells))
+    except (ValueError, RecursionError):  # an empty cell, or a closure that holds itself
+        return f
+
+
+def show(x: Any) -> str:
+    """Short readable text of an argument: functions by name, arrays by dtype and shape."""
+    if isinstance(x, Value):
+        return repr(x)
+    if isinstance(x, np.ndarray | jax.Array) and np.ndim(x) > 0:
+        return f"{x.dtype.name}{list(x.shape)}"
+    if isinstance(x, np.generic | jax.Array | np.ndarray) and not isinstance(x, Tracer):
+        return f"{x.item()!r}"
+    if isinstance(x, Mapping):
+        return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in x.items()) + "}"
+    if isinstance(x, list | tuple):
+        name = closure_name(x)
+        if name is not None:
+            return name
+        inside = ", ".join(show(v) for v in x)
+        return f"[{inside}]" if isinstance(x, list) else f"({inside}{',' * (len(x) == 1)})"
+    if callable(x) and not isinstance(x, type):
+        return getattr(x, "__name__", type(x).__name__)
+    if isinstance(x, type):
+        return x.__name__
+    return repr(x)
+
+
+def closure_name(x: Any) -> str | None:
+    """The factory's name of a foreign transform (`scale_by_adam`), read off its functions; else None."""
+    update = getattr(x, "update", None)
+    if isinstance(x, tuple) and callable(update):
+        return getattr(update, "__qualname__", type(x).__name__).split(".<locals>")[0].rsplit(".", 1)[-1]
+    return None

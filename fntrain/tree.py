@@ -1,0 +1,296 @@
+"""Pytree arithmetic, leaf paths and masks."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._check import ConfigError, DataError, did_you_mean
+from ._typing import PyTree
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A key path as text: `layers/0/kernel`."""
+    return "/".join(_key_name(key) for key in path)
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def paths(tree: PyTree) -> list[str]:
+    """The path of every leaf, in the order of `jax.tree.leaves`."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def items(tree: PyTree) -> list[tuple[str, Any]]:
+    """Pairs of path and leaf, in the order of `jax.tree.leaves`."""
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_with_path(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` whose function also gets the leaf's path, as text, first."""
+    return jax.tree_util.tree_map_with_path(lambda path, *xs: function(path_name(path), *xs), tree, *rest)
+
+
+def is_trained(x: Any) -> bool:
+    """True for a floating-point array: what gradients exist for."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def split(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """`(trained, carried)`: floating-point leaves and all others, each with None in the other's places."""
+    trained = jax.tree.map(lambda x: x if is_trained(x) else None, tree)
+    carried = jax.tree.map(lambda x: None if is_trained(x) else x, tree)
+    return trained, carried
+
+
+def combine(trained: PyTree, carried: PyTree) -> PyTree:
+    """The inverse of `split`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, trained, carried, is_leaf=lambda x: x is None)
+
+
+def regex_mask(patterns: str | Sequence[str], tree: PyTree, *, name: str = "mask") -> PyTree:
+    """A tree of bools: True where a pattern is found anywhere in the leaf's path (`re.search`).
+
+    Raises:
+      ConfigError: if a pattern is no regular expression, or matches no leaf (the paths are listed).
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    names = paths(tree)
+    for pattern in patterns:
+        search = compiled(pattern, name).search
+        if not any(search(n) for n in names):
+            raise unmatched(pattern, names, name)
+    return map_with_path(lambda path, _: any(re.search(p, path) for p in patterns), tree)
+
+
+def compiled(pattern: str, name: str) -> re.Pattern[str]:
+    """The compiled pattern, or a ConfigError that names the argument."""
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ConfigError(f"`{name}`: {pattern!r} is not a regular expression: {error}") from None
+
+
+def unmatched(pattern: str, names: Sequence[str], name: str) -> ConfigError:
+    """The error for a pattern that matches no leaf."""
+    return ConfigError(
+        f"`{name}`: the pattern {pattern!r} matches no leaf; the paths are {some(names)}"
+        + did_you_mean(pattern, [*names, *{part for name in names for part in name.split("/")}])
+    )
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(f"`{n}`" for n in names[:most]) or "none"
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def mask_leaves(mask: Any, tree: PyTree, *, name: str = "mask") -> list[bool]:
+    """A mask in any of its forms (regex, list of regexes, tree of bools, function of the tree), one bool a leaf.
+
+    Raises:
+      ConfigError: if the mask's structure differs from the tree's, naming the first path that is off.
+    """
+    leaves = jax.tree.leaves(tree)
+    if mask is None:
+        return [True] * len(leaves)
+    if isinstance(mask, str) or (isinstance(mask, list | tuple) and all(isinstance(m, str) for m in mask)):
+        mask = regex_mask(mask, tree, name=name)
+    elif callable(mask):
+        mask = mask(tree)
+    difference = structure_difference(tree, mask)
+    if difference:
+        raise ConfigError(f"`{name}` must have the structure of the parameters: {difference}")
+    return [bool(m) for m in jax.tree.leaves(mask)]
+
+
+def structure_difference(expected: PyTree, got: PyTree) -> str | None:
+    """What differs between two trees' structures, by path, in one line; None if nothing does."""
+    if jax.tree.structure(expected) == jax.tree.structure(got):
+        return None
+    a, b = paths(expected), paths(got)
+    missing = [p for p in a if p not in set(b)]
+    surplus = [p for p in b if p not in set(a)]
+    if missing or surplus:
+        words = [f"lacks {some(missing, 3)}"] * bool(missing) + [f"has a surplus {some(surplus, 3)}"] * bool(
+            surplus
+        )
+        return " and ".join(words)
+    return f"expected {jax.tree.structure(expected)}, got {jax.tree.structure(got)}"
+
+
+def aval_difference(expected: PyTree, got: PyTree) -> str | None:
+    """The first leaf whose shape, dtype or weak type differs, or the structure; None if nothing does."""
+    difference = structure_difference(expected, got)
+    if difference:
+        return difference
+    for (path, a), b in zip(items(expected), jax.tree.leaves(got)):
+        a, b = jax.typeof(a), jax.typeof(b)
+        weak = getattr(a, "weak_type", False), getattr(b, "weak_type", False)
+        if (a.shape, a.dtype) != (b.shape, b.dtype) or weak[0] != weak[1]:
+            return f"`{path}` was {_aval_name(a)} and became {_aval_name(b)}"
+    return None
+
+
+def _aval_name(aval: Any) -> str:
+    weak = ", weakly typed" if getattr(aval, "weak_type", False) else ""
+    return f"{aval.dtype.name}{list(aval.shape)}{weak}"
+
+
+def leading_axis(tree: PyTree, *, name: str = "batch") -> int:
+    """The length of the first axis, which all leaves with one must share.
+
+    Raises:
+      DataError: if there is no array with an axis, or two of them disagree (both are named).
+    """
+    first: tuple[str, int] | None = None
+    for path, leaf in items(tree):
+        shape = np.shape(leaf)
+        if not shape:
+            continue
+        if first is None:
+            first = (path, shape[0])
+        elif shape[0] != first[1]:
+            raise DataError(
+                f"`{name}` leaves `{first[0]}` and `{path}` disagree on axis 0 ({first[1]} and {shape[0]}): "
+                f"every leaf needs one row an example"
+            )
+    if first is None:
+        raise DataError(
+            f"`{name}` must hold at least one array with a leading axis of examples, got {describe(tree)}"
+        )
+    return first[1]
+
+
+def describe(tree: PyTree) -> str:
+    """Shapes and dtypes of a small tree in one line, for messages."""
+    if tree is None:
+        return "None"
+    leaves = items(tree)
+    if not leaves:
+        return f"an empty {type(tree).__name__}"
+
+    def text(x: Any) -> str:
+        return f"{x.dtype}{list(np.shape(x))}" if hasattr(x, "dtype") else type(x).__name__
+
+    shown = ", ".join(f"{path or 'array'}: {text(x)}" for path, x in leaves[:6])
+    return shown + (f" and {len(leaves) - 6} more" if len(leaves) > 6 else "")
+
+
+def zeros_like(tree: PyTree, dtype: Any = None) -> PyTree:
+    """Zeros of the same shapes, in `dtype` or each leaf's own."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), tree)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Each leaf in the dtype of the same leaf of `like`."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def where(condition: Any, yes: PyTree, no: PyTree) -> PyTree:
+    """Leafwise selection by one scalar condition; NaN on the side not taken does no harm."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def add(params: PyTree, updates: PyTree) -> PyTree:
+    """`params + updates`, summed in float32 at least, in the dtypes of `params`."""
+
+    def one(p: Any, u: Any) -> Any:
+        p_wide = wide(p)
+        return (p_wide + u.astype(p_wide.dtype)).astype(p.dtype)
+
+    return jax.tree.map(one, params, updates)
+
+
+def wide(x: Any) -> jax.Array:
+    """A floating-point array in float32 at least: what sums are formed in."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+@jax.jit  # its branches are closures: called eagerly, they would be compiled at every call
+def norm(tree: PyTree) -> jax.Array:
+    r"""The global norm :math:`\sqrt{\sum_i x_i^2}` over all leaves, in float32 whatever the leaves' dtype.
+
+    One pass of squares; only where their sum overflows, or loses digits to underflow, is the tree read again,
+    scaled. So finite leaves have a finite norm (up to float32's own largest number), and leaves of 1e20 or
+    1e-30 an exact one. NaN and infinity come through as NaN and infinity.
+
+    Returns:
+      A float32 scalar; 0 for a tree without leaves.
+    """
+    leaves = [x for x in jax.tree.leaves(tree) if x.size]
+    if not leaves:
+        return jnp.zeros((), jnp.float32)
+
+    def scaled(total: jax.Array) -> jax.Array:
+        # Powers of two, so that scaling rounds nothing: down for what overflowed, up for what is tiny.
+        scale = jnp.where(total < 1, jnp.float32(2.0**90), jnp.float32(2.0**-80))
+        # All small leaves as one: this branch is hardly ever taken, and should not double the program.
+        small = [jnp.ravel(x).astype(jnp.float32) for x in leaves if x.size <= _BLOCK]
+        parts = [x for x in leaves if x.size > _BLOCK] + ([jnp.concatenate(small)] if small else [])
+        return jnp.sqrt(sum((_squares(x, scale) for x in parts), jnp.float32(0))) / scale
+
+    total = sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves), jnp.float32(0))
+    plain = (total > 2.0**-60) & (total < jnp.inf)
+    return jax.lax.cond(plain, jnp.sqrt, scaled, total)
+
+
+_BLOCK = 2**14  # elements
+
+
+def _squares(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """The sum of squares of `x * scale`, by blocks of rows: the scaled leaf never exists as a whole."""
+    rows = x.shape[0]
+    block = min(rows, max(1, _BLOCK * rows // x.size))
+
+    def body(i: jax.Array, total: jax.Array) -> jax.Array:
+        start = jnp.minimum(
+            i * block, rows - block
+        )  # the last block reaches back, and counts only what is new
+        part = jax.lax.dynamic_slice_in_dim(x, start, block).astype(jnp.float32)
+        new = jnp.expand_dims(start + jnp.arange(block) >= i * block, tuple(range(1, x.ndim)))
+        return total + jnp.sum(jnp.where(new, jnp.square(part * scale), jnp.float32(0)))
+
+    return jax.lax.fori_loop(0, -(-rows // block), body, jnp.float32(0))
+
+
+def nbytes(tree: PyTree) -> int:
+    """The bytes that the tree's arrays hold."""
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
+
+
+def size(tree: PyTree) -> int:
+    """How many numbers the tree's arrays hold."""
+    return sum(int(np.prod(np.shape(x))) for x in jax.tree.leaves(tree))
+
+
+def has(tree: PyTree, kind: type) -> bool:
+    """True if a node of the given class stands anywhere in the tree."""
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
+    return any(isinstance(x, kind) for x in found)
+
+
+def named_nodes(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
+    """Every NamedTuple and mapping of a tree, outermost first, with its path."""
+    out: list[tuple[str, Any]] = []
+    if isinstance(tree, Mapping):
+        out.append((name, tree))
+        children: list[tuple[str, Any]] = [(str(k), v) for k, v in tree.items()]
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        out.append((name, tree))
+        children = list(zip(tree._fields, tree))  # type: ignore[attr-defined]
+    elif isinstance(tree, list | tuple):
+        children = [(str(i), v) for i, v in enumerate(tree)]
+    else:
+        return out
+    for key, child in children:
+        out.extend(named_nodes(child, f"{name}/{key}" if name else key))
+    return out
