@@ -1,0 +1,58 @@
+"""Gradient transforms: pairs `(init, update)` after optax's protocol, composed by `chain`."""
+
+from ._accumulate import MultiSteps as MultiSteps, MultiStepsState as MultiStepsState
+from ._adaptive import (
+    ScaleByAdamState as ScaleByAdamState,
+    ScaleByLionState as ScaleByLionState,
+    ScaleByRmsState as ScaleByRmsState,
+    scale_by_adam as scale_by_adam,
+    scale_by_lion as scale_by_lion,
+    scale_by_rms as scale_by_rms,
+)
+from ._average import (
+    EmaState as EmaState,
+    LookaheadState as LookaheadState,
+    averaged as averaged,
+    ema as ema,
+    lookahead as lookahead,
+    sam as sam,
+)
+from ._base import (
+    Transform as Transform,
+    chain as chain,
+    recorded as recorded,
+    transform as transform,
+)
+from ._clip import (
+    ClipByNormState as ClipByNormState,
+    RecordNormsState as RecordNormsState,
+    clip_by_leaf_norm as clip_by_leaf_norm,
+    clip_by_norm as clip_by_norm,
+    clip_by_value as clip_by_value,
+    record_norms as record_norms,
+)
+from ._decay import (
+    ScaleByLearningRateState as ScaleByLearningRateState,
+    add_weight_decay as add_weight_decay,
+    scale_by_learning_rate as scale_by_learning_rate,
+)
+from ._guard import SkipNonfiniteState as SkipNonfiniteState, skip_nonfinite as skip_nonfinite
+from ._hyperparams import (
+    HyperparamsState as HyperparamsState,
+    hyperparams as hyperparams,
+    set_hyperparams as set_hyperparams,
+    set_multiplier as set_multiplier,
+    with_hyperparams as with_hyperparams,
+)
+from ._momentum import MomentumState as MomentumState, momentum as momentum, nesterov as nesterov
+from ._plateau import (
+    Controller as Controller,
+    PlateauState as PlateauState,
+    ReduceOnPlateauState as ReduceOnPlateauState,
+    StopOnPlateauState as StopOnPlateauState,
+    controller as controller,
+    plateau as plateau,
+    reduce_on_plateau as reduce_on_plateau,
+    stop_on_plateau as stop_on_plateau,
+)
+from ._select import by_path as by_path, freeze as freeze
