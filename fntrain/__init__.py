@@ -1,0 +1,81 @@
+"""fntrain: a JAX-native functional training toolkit.
+
+Three nouns, each a small value made of pure functions: transforms `(init, update)`, schedules `step -> value`,
+metrics `(empty, update, merge, compute)`. Three verbs over one pytree: `init_state`, `train_step`, `eval_step`.
+"""
+
+from . import (
+    losses as losses,
+    metrics as metrics,
+    optimizers as optimizers,
+    plots as plots,
+    precision as precision,
+    schedules as schedules,
+    scores as scores,
+    sharding as sharding,
+    testing as testing,
+    tools as tools,
+    transforms as transforms,
+    tree as tree,
+)
+from ._check import (
+    CheckpointCorruptError as CheckpointCorruptError,
+    CheckpointError as CheckpointError,
+    CheckpointMismatchError as CheckpointMismatchError,
+    ConfigError as ConfigError,
+    ConsumedStateError as ConsumedStateError,
+    DataError as DataError,
+    NonFiniteError as NonFiniteError,
+    RunLockedError as RunLockedError,
+)
+from ._loss import Loss as Loss
+from ._state import TrainState as TrainState, init_state as init_state
+from ._step import (
+    compute_gradients as compute_gradients,
+    compute_metrics as compute_metrics,
+    eval_step as eval_step,
+    flush as flush,
+    merge_metrics as merge_metrics,
+    train_step as train_step,
+    train_steps as train_steps,
+)
+from ._task import Context as Context, Task as Task
+from .loop import callbacks as callbacks
+from .loop.checkpoint import (
+    Checkpointer as Checkpointer,
+    Keep as Keep,
+    restore_params as restore_params,
+)
+from .loop.data import data_loader as data_loader
+from .loop.fit import FitResult as FitResult, evaluate as evaluate, fit as fit
+from .precision import Policy as Policy
+from .transforms import (
+    MultiSteps as MultiSteps,
+    Transform as Transform,
+    add_weight_decay as add_weight_decay,
+    averaged as averaged,
+    by_path as by_path,
+    chain as chain,
+    clip_by_leaf_norm as clip_by_leaf_norm,
+    clip_by_norm as clip_by_norm,
+    clip_by_value as clip_by_value,
+    ema as ema,
+    freeze as freeze,
+    hyperparams as hyperparams,
+    lookahead as lookahead,
+    momentum as momentum,
+    nesterov as nesterov,
+    record_norms as record_norms,
+    reduce_on_plateau as reduce_on_plateau,
+    sam as sam,
+    scale_by_adam as scale_by_adam,
+    scale_by_learning_rate as scale_by_learning_rate,
+    scale_by_lion as scale_by_lion,
+    scale_by_rms as scale_by_rms,
+    set_hyperparams as set_hyperparams,
+    skip_nonfinite as skip_nonfinite,
+    stop_on_plateau as stop_on_plateau,
+    with_hyperparams as with_hyperparams,
+)
+
+__version__ = "0.1.0"

@@ -1,0 +1,305 @@
+"""The laws as functions: run them on your own transforms, metrics, schedules and tasks.
+
+Each check raises `LawError`, an AssertionError, that names the law and what broke it; passing returns None. A
+check takes a function that makes the thing under test, so that "equal calls make equal things" can be tested.
+"""
+
+import itertools
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from . import _step, precision, tree
+from ._state import init_state
+from ._task import Task
+from ._typing import Batch, Params, PyTree
+from .metrics import Metric
+
+
+class LawError(AssertionError):
+    """A law does not hold; the message says which, and by what."""
+
+
+def _require(condition: Any, law: str, detail: str) -> None:
+    if not condition:
+        raise LawError(f"{law}: {detail}")
+
+
+def check_value(make: Callable[[], Any]) -> None:
+    """Equal calls make equal things: `==`, `hash`, `repr`, and a pickle's round trip.
+
+    Raises:
+      LawError: if two calls of `make` differ in one of them, or the repr shows an address.
+    """
+    a, b = make(), make()
+    _require(a == b, "equal calls make equal values", f"{a!r} != {b!r}")
+    _require(hash(a) == hash(b), "equal values hash alike", repr(a))
+    _require(repr(a) == repr(b) and " at 0x" not in repr(a), "the repr is the call", repr(a))
+    again = pickle.loads(pickle.dumps(a))
+    _require(again == a, "a pickle's round trip gives an equal value", f"{a!r} became {again!r}")
+
+
+def check_transform(
+    make: Callable[[], optax.GradientTransformation],
+    *,
+    dtypes: Sequence[str] = ("float32", "bfloat16", "float16"),
+    extra: Mapping[str, Any] | None = None,
+    params: Params | None = None,
+) -> None:
+    """The laws of a transform.
+
+    `init` and `update` agree in structure, shape, dtype and weak type; updates have the parameters' shapes and
+    the gradients' dtypes; floating-point state is float32; no buffer of the state is one of the parameters';
+    zero gradients give finite updates; compiled and eager results agree; unknown extra arguments are accepted.
+
+    Args:
+      make: `() -> transform`.
+      dtypes: dtypes of the parameters to run with.
+      extra: extra arguments that `update` needs.
+      params: parameters to run on; by default a small tree with a matrix, a vector and a scalar.
+
+    Raises:
+      LawError: naming the law, the dtype, and the leaf.
+    """
+    check_value(make)
+    extra = dict(extra or {})
+    for dtype in dtypes:
+        tx = optax.with_extra_args_support(make())
+        about = f"{dtype} parameters"
+        p = precision.cast(jax.tree.map(jnp.asarray, _params() if params is None else params), dtype)
+        grads = jax.tree.map(lambda x: (jnp.cos(7 * x.astype(jnp.float32)) + 0.5).astype(x.dtype), p)
+        state = tx.init(p)
+        buffers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(p)}
+        for path, x in tree.items(state):
+            wide = not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.float32
+            _require(
+                wide, "floating-point state is float32", f"`{path}` is {x.dtype.name} ({dtype} parameters)"
+            )
+            alias = x.size and x.unsafe_buffer_pointer() in buffers
+            _require(not alias, "no state aliases the parameters", f"`{path}`, {about}")
+
+        def update(grads, state, p, update=tx.update):
+            return update(grads, state, p, **extra)
+
+        compiled = jax.jit(update)
+        after = state
+        for _ in range(3):
+            before = after
+            updates, after = compiled(grads, before, p)
+            difference = tree.aval_difference(before, after)
+            _require(difference is None, "init and update agree", f"state {difference}, {about}")
+            difference = tree.aval_difference(grads, updates)
+            _require(difference is None, "updates have the gradients' types", f"{difference}, {about}")
+        eager, _ = update(grads, state, p)
+        first, _ = compiled(grads, state, p)
+        _require(_close(eager, first, 1e-2 if dtype != "float32" else 1e-5), "jit agrees with eager", dtype)
+        zeros = tree.zeros_like(grads)
+        still, later = compiled(zeros, state, p)
+        _require(_finite((still, later)), "zero gradients give finite updates", about)
+        tx.update(grads, state, p, **extra, an_argument_nobody_knows=1)
+
+
+def _params() -> Params:
+    rng = np.random.default_rng(0)
+    arrays = {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4), "scale": 0.75}
+    return {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+
+
+def check_metric(
+    make: Callable[[], Metric],
+    outputs: Mapping[str, Any],
+    weight: Any = None,
+    *,
+    cuts: Sequence[int] = (1, 4, 9),
+    tolerance: float = 1e-6,
+) -> None:
+    """The laws of a metric: a commutative monoid that does not see how its data was cut.
+
+    `empty` is the identity of `merge`; merge is commutative and associative; any split of the examples, merged in
+    any order, gives the whole's value; rows of weight zero may hold anything; the accumulator keeps its structure
+    and types; the value is the same compiled, eager, and from a scan.
+
+    Args:
+      make: `() -> metric`.
+      outputs: arrays `[N, …]` by key, with a non-trivial value.
+      weight: weights `[N]`, or None for ones.
+      cuts: where to cut the N examples into parts.
+      tolerance: relative tolerance of values; integer-counted ones come out equal at any.
+
+    Raises:
+      LawError: naming the law.
+    """
+    check_value(make)
+    m = make()
+    outputs = {k: jnp.asarray(v) for k, v in outputs.items()}
+    rows = tree.leading_axis(outputs)
+    weight = jnp.ones(rows, jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
+    update = jax.jit(m.update)
+    whole = update(m.empty(), outputs, weight)
+    value = m.compute(whole)
+    _require(_has_number(value), "the check needs a value to compare", "the metric of all data is NaN")
+
+    def same(acc: Any, law: str) -> None:
+        _require(_close(m.compute(acc), value, tolerance), law, f"{m.compute(acc)} instead of {value}")
+
+    difference = tree.aval_difference(m.empty(), whole)
+    _require(difference is None, "the accumulator keeps its types", f"{difference}")
+    same(m.update(m.empty(), outputs, weight), "jit agrees with eager")
+    same(m.merge(m.empty(), whole), "empty is the identity of merge, on the left")
+    same(m.merge(whole, m.empty()), "empty is the identity of merge, on the right")
+
+    ends = [0, *(c for c in cuts if c < rows), rows]
+    parts = [(slice(a, b), weight[a:b]) for a, b in itertools.pairwise(ends)]
+    accs = [update(m.empty(), {k: v[s] for k, v in outputs.items()}, w) for s, w in parts]
+    left = right = accs[0]
+    for acc in accs[1:]:
+        left, right = m.merge(left, acc), m.merge(acc, right)
+    same(left, "a split does not matter")
+    same(right, "merge is commutative")
+    nested = accs[-1]
+    for acc in reversed(accs[:-1]):
+        nested = m.merge(acc, nested)
+    same(nested, "merge is associative")
+    folded = m.empty()
+    for s, w in parts:
+        folded = update(folded, {k: v[s] for k, v in outputs.items()}, w)
+    same(folded, "update folds as merge joins")
+
+    garbage = {k: jnp.concatenate([v, _garbage(v[:3])]) for k, v in outputs.items()}
+    padded = jnp.concatenate([weight, jnp.zeros(3, jnp.float32)])
+    same(update(m.empty(), garbage, padded), "rows of weight zero may hold anything")
+
+    def body(acc: Any, x: Any) -> tuple[Any, None]:
+        outputs, w = x
+        return m.update(acc, jax.tree.map(lambda v: v[None], outputs), w[None]), None
+
+    same(jax.lax.scan(body, m.empty(), (outputs, weight))[0], "a scan over single rows agrees")
+
+
+def _garbage(x: jax.Array) -> jax.Array:
+    return jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0)
+
+
+def check_schedule(
+    make: Callable[[], Callable[[Any], Any]], *, steps: Sequence[int] = (0, 1, 7, 99, 2**24 + 1)
+) -> None:
+    """The laws of a schedule: float32, the same on ints, traced scalars and arrays, finite at any step.
+
+    Args:
+      make: `() -> schedule`.
+      steps: the steps to compare at.
+
+    Raises:
+      LawError: naming the law and the step.
+    """
+    check_value(make)
+    schedule = make()
+    compiled = jax.jit(schedule)
+    array = jnp.asarray(steps, jnp.int32)
+    values = schedule(array)
+    _require(values.dtype == jnp.float32, "a schedule is float32", f"{values.dtype.name}")
+    _require(
+        values.shape == array.shape, "an array of steps gives an array", f"{values.shape} for {array.shape}"
+    )
+    for step, value in zip(steps, values):
+        for how, got in (("an int", schedule(step)), ("a traced scalar", compiled(jnp.int32(step)))):
+            _require(got.dtype == jnp.float32 and got.shape == (), "a schedule is a float32 scalar", how)
+            _require(
+                _close(got, value, 1e-6), "every kind of step gives the same value", f"step {step} as {how}"
+            )
+    _require(_finite(schedule(jnp.int32(2**31 - 1))), "finite at any step", "step 2**31 - 1")
+
+
+def check_task(
+    task: Task, params: Params, batch: Batch, weight: Any = None, *, tolerance: float = 1e-6
+) -> None:
+    """The laws of a whole step on your own loss, model and transforms.
+
+    The state keeps its types; `train_step` traces `loss_fn` once; micro-batches, and a tail padded with
+    garbage, give the whole batch's gradient, loss and metrics; a batch of weight zero changes nothing.
+    Randomness in the loss is drawn anew for each micro-batch, so give a task without dropout.
+
+    Args:
+      task: the Task; its loss gives one value per example.
+      params: parameters, as for `init_state`.
+      batch: one batch.
+      weight: weights `[B]`, or None for ones.
+      tolerance: relative tolerance of loss, gradient and metrics.
+
+    Raises:
+      LawError: naming the law and the leaf.
+    """
+    traces = 0
+
+    def counted(params, batch, ctx):
+        nonlocal traces
+        traces += 1
+        return task.loss_fn(params, batch, ctx)
+
+    keywords = dict(metrics=dict(list(task.metrics.items())[1:]), policy=task.policy)
+    rows = tree.leading_axis(batch)
+    weight = jnp.ones(rows, jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
+
+    same = Task(counted, task.tx, **keywords)  # type: ignore[arg-type]
+    state = init_state(same, params)
+    before = jax.tree.map(jnp.copy, state)
+    for _ in range(3):
+        state, metrics = _step.train_step(same, state, batch, weight)
+    _require(
+        traces == 1, "one run compiles train_step once", f"loss_fn was traced {traces} times in 3 equal steps"
+    )
+    difference = tree.aval_difference(before, state)
+    _require(difference is None, "the state keeps its types", str(difference))
+
+    state = init_state(task, params)
+    loss, grads = _step.compute_gradients(task, state, batch, weight)
+    expected = _step.compute_metrics(task, _step.eval_step(task, state, batch, weight))
+    for k in (2, 3):
+        cut = Task(task.loss_fn, task.tx, microbatches=k, **keywords)  # type: ignore[arg-type]
+        got = _step.compute_gradients(cut, state, batch, weight)
+        _require(_close(got, (loss, grads), tolerance), "micro-batches add up to the batch", f"{k} of them")
+    padded = jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x), _garbage(jnp.asarray(x)[:2])]), batch)
+    longer = jnp.concatenate([weight, jnp.zeros(2, jnp.float32)])
+    got = _step.compute_gradients(task, state, padded, longer)
+    _require(
+        _close(got, (loss, grads), tolerance), "rows of weight zero may hold anything", "loss and gradient"
+    )
+    values = _step.compute_metrics(task, _step.eval_step(task, state, padded, longer))
+    _require(_close(values, expected, tolerance), "rows of weight zero may hold anything", "metrics")
+
+    kept = jax.tree.map(np.asarray, (state.params, state.opt_state))
+    state, metrics = _step.train_step(task, state, batch, jnp.zeros(rows, jnp.float32))
+    unchanged = jax.tree.map(
+        lambda a, b: np.array_equal(a, np.asarray(b)), kept, (state.params, state.opt_state)
+    )
+    named = [path for path, equal in tree.items(unchanged) if not equal]
+    named = [path for path in named if not path.endswith(("mini_step", "weight", "applied", "acc_grads"))]
+    _require(not named, "a batch of weight zero changes nothing", tree.some(named))
+    _require(
+        float(_step.compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", ""
+    )
+
+
+def _close(a: PyTree, b: PyTree, tolerance: float) -> bool:
+    """Equal up to the tolerance, relative to each leaf's largest magnitude; NaN equals NaN."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        scale = np.max(np.abs(y), initial=0.0, where=np.isfinite(y))
+        if not np.allclose(x, y, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+            return False
+    return True
+
+
+def _finite(x: PyTree) -> bool:
+    return all(np.all(np.isfinite(np.asarray(v, np.float64))) for v in jax.tree.leaves(x))
+
+
+def _has_number(x: PyTree) -> bool:
+    return any(np.any(np.isfinite(np.asarray(v, np.float64))) for v in jax.tree.leaves(x))
