@@ -57,8 +57,8 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
     outputs = precision.cast(dict(loss.outputs), policy.output)  # type: ignore[union-attr]
     metrics = StepMetrics(
         loss=add_loss(batch_loss().empty(), jax.lax.stop_gradient(total), total_weight),
-        metrics=task.collected.update(  # type: ignore[attr-defined]
-            task.collected.empty(),  # type: ignore[attr-defined]
+        metrics=task.collected.update(
+            task.collected.empty(),
             jax.lax.stop_gradient(outputs),
             counted,
         ),
@@ -105,7 +105,7 @@ def _as_loss(result: Any, task: Task) -> Loss:
         raise ConfigError(
             f"`loss_fn` must return an array or a Loss, got None; is a `return` missing in `{name}`?"
         )
-    if not isinstance(result, jax.Array | np.ndarray | np.generic) or isinstance(result, dict):
+    if not isinstance(result, jax.Array | np.ndarray | np.generic):
         raise ConfigError(f"`loss_fn` must return an array or a Loss, got {type(result).__name__}")
     if not jnp.issubdtype(result.dtype, jnp.floating):
         raise ConfigError(

@@ -30,7 +30,7 @@ def merge(task: Task, a: StepMetrics, b: StepMetrics) -> StepMetrics:
     """The metrics of two sets of batches from the metrics of each, in any order."""
     return StepMetrics(
         loss=batch_loss().merge(a.loss, b.loss),
-        metrics=task.collected.merge(a.metrics, b.metrics),  # type: ignore[attr-defined]
+        metrics=task.collected.merge(a.metrics, b.metrics),
         parts={name: basic.merge(a.parts[name], b.parts[name]) for name in a.parts},
         recorded={name: _merge_recorded(a.recorded[name], b.recorded[name]) for name in a.recorded},
     )
@@ -55,7 +55,7 @@ def empty_like(task: Task, metrics: StepMetrics) -> StepMetrics:
 
     return StepMetrics(
         loss=batch_loss().empty(),
-        metrics=task.collected.empty(),  # type: ignore[attr-defined]
+        metrics=task.collected.empty(),
         parts={name: basic.empty() for name in metrics.parts},
         recorded={name: nothing(x) for name, x in metrics.recorded.items()},
     )
@@ -77,7 +77,7 @@ def record(values: dict[str, jax.Array], step: jax.Array) -> dict[str, Any]:
 def compute(task: Task, metrics: StepMetrics) -> dict[str, Any]:
     """Values from accumulators: the one place where anything is divided."""
     out = {"loss": batch_loss().compute(metrics.loss)}
-    out.update(task.collected.compute(metrics.metrics))  # type: ignore[attr-defined]
+    out.update(task.collected.compute(metrics.metrics))
     out.update({name: basic.compute(acc) for name, acc in metrics.parts.items()})
     for name, x in metrics.recorded.items():
         if isinstance(x, Latest):

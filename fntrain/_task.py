@@ -100,6 +100,7 @@ class Task(Value):
     microbatches: int = 1
     policy: Policy | str = _AS_IT_IS
     axis_name: str | tuple[str, ...] | None = None
+    collected: metrics_lib.Metric = dataclasses.field(init=False)  # the user's metrics, as one reducer
 
     def __post_init__(self):
         _check.function("loss_fn", self.loss_fn, "(params, batch, ctx) -> Array | Loss")

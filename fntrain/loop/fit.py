@@ -128,7 +128,7 @@ def fit(
     if progress and jax.process_index() == 0:
         listeners = CallbackList([listeners, ProgressBar()])
 
-    # From here on, for an interrupt that breaks into a compilation would be one too many for the interpreter.
+    # From the set-up on: an exception raised in the middle of a compilation can take the interpreter down.
     with Signals() as signals:
         source = data_lib.as_source(data, batch_size, shuffle=shuffle, seed=seed)
         evaluation = None
