@@ -29,6 +29,10 @@ RECORDED = (
     "plateau_scale",
     "weight_decay",
     "momentum",
+    "dampening",
+    "ema_decay",
+    "slow_step",
+    "rho",
     "max_norm",
     "max_value",
 )

@@ -77,7 +77,7 @@ def _canonical(
 def sgd(
     learning_rate: ScheduleLike = 0.01,
     momentum: ScheduleLike = 0.0,
-    dampening: float = 0.0,
+    dampening: ScheduleLike = 0.0,
     weight_decay: ScheduleLike = 0.0,
     nesterov: bool = False,
 ):
@@ -92,7 +92,7 @@ def sgd(
     Args:
       learning_rate: η, a number >= 0, an array of one, or a schedule.
       momentum: μ, in [0, 1), or a schedule; 0 keeps no velocity.
-      dampening: τ, in [0, 1]; without momentum there is nothing to dampen, and it has no effect.
+      dampening: τ, in [0, 1], or a schedule; without momentum there is nothing to dampen, and it has no effect.
       weight_decay: λ, >= 0, or a schedule: L2, added to the gradient *before* the momentum.
       nesterov: Nesterov's form; needs momentum, and no dampening.
 
@@ -114,7 +114,7 @@ def sgd(
     References:
       Sutskever et al., *On the importance of initialization and momentum*, 2013; torch.optim.SGD.
     """
-    _check.number("dampening", dampening, at_least=0, at_most=1)
+    _check.number_or_schedule("dampening", dampening, at_least=0, at_most=1)
     if nesterov and is_zero(momentum):
         raise ConfigError(f"`nesterov=True` needs `momentum` > 0, got {momentum!r}; say `momentum=0.9`")
     stages = []

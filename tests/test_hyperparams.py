@@ -24,6 +24,19 @@ def schedule(*values):
     return lambda step: jnp.asarray(table)[jnp.minimum(step, len(table) - 1)]
 
 
+def _given_gradient(tx):
+    """A transform that takes a second gradient, with a quartic's to take."""
+
+    def value_and_grad_fn(params):
+        value = sum(jnp.sum(p**4) for p in jax.tree.leaves(params))
+        return value, jax.tree.map(lambda p: 4 * p**3, params)
+
+    def update(updates, state, params=None):
+        return tx.update(updates, state, params, value_and_grad_fn=value_and_grad_fn)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 # Dyadic values: 1 - b is exact whether formed before rounding or after, so equal means equal.
 BETA = (0.5, 0.75, 0.875, 0.25)
 SCHEDULED = {
@@ -51,6 +64,21 @@ SCHEDULED = {
     ),
     "b1 of Lion": (lambda b1: T.scale_by_lion(b1, 0.5), {"b1": BETA}, "b1"),
     "b2 of Lion": (lambda b2: T.scale_by_lion(0.5, b2), {"b2": BETA}, "b2"),
+    "dampening of sgd": (
+        lambda dampening: ft.optimizers.sgd(0.5, 0.5, dampening),
+        {"dampening": BETA},
+        "dampening",
+    ),
+    "slow_step": (
+        lambda slow_step: T.lookahead(ft.optimizers.sgd(0.5), 1, slow_step),
+        {"slow_step": BETA},
+        "slow_step",
+    ),
+    "rho": (
+        lambda rho: _given_gradient(T.sam(ft.optimizers.sgd(0.5), rho)),
+        {"rho": (0.5, 0.25, 1.0, 2.0)},
+        "rho",
+    ),
     "learning rate": (T.scale_by_learning_rate, {"learning_rate": (0.1, 0.2, 0.0, 4.0)}, "learning_rate"),
 }
 
@@ -418,3 +446,39 @@ def test_flush_reaches_through():
     state = ft.flush(task, T.set_hyperparams(state, learning_rate=0.25))
     assert state.params["w"].tolist() == [0.75] * 3
     assert int(state.updates) == 1
+
+
+def test_ema_decay_may_be_a_schedule_and_is_reported():
+    values = (0.5, 0.75, 0.25, 0.875)
+    tx = ft.chain(ft.optimizers.sgd(1.0), T.ema(schedule(*values)))
+    p = jnp.array([8.0])
+    state, want, fast = tx.init(p), 8.0, 8.0
+    for beta in values:
+        p, state, _ = tx.apply(jnp.array([2.0]), state, p)
+        fast -= 2.0
+        want = beta * want + (1 - beta) * fast
+        assert float(T.recorded(state)["ema_decay"]) == beta
+        assert float(ft.averaged(state)[0]) == want
+
+
+@pytest.mark.parametrize("name", ["slow_step", "rho"])
+def test_a_schedule_of_a_wrapper_counts_applied_updates_only(name):
+    make = {
+        "slow_step": lambda s: T.lookahead(ft.optimizers.sgd(0.5), 2, s),
+        "rho": lambda s: T.sam(ft.optimizers.sgd(0.5), s),
+    }[name]
+    values = (0.5, 0.25, 0.125, 0.0625)
+    task = ft.Task(loss_fn, make(schedule(*values)))
+    inside = {
+        "slow_step": lambda s: T.MultiSteps(T.lookahead(ft.optimizers.sgd(0.5), 2, s), 2),
+        "rho": lambda s: T.sam(T.MultiSteps(ft.optimizers.sgd(0.5), 2), s),
+    }[name]
+    for tx, calls in ((task.tx, 1), (inside(schedule(*values)), 2)):
+        task = ft.Task(loss_fn, tx)
+        state = ft.init_state(task, {"w": jnp.ones(3)})
+        seen = []
+        for batch in batches(4 * calls):
+            state, metrics = ft.train_step(task, state, batch)
+            if int(state.step) % calls == 0:
+                seen.append(float(ft.compute_metrics(task, metrics)[name]))
+        assert seen == list(values)

@@ -22,6 +22,7 @@ from ._base import (
     like,
     transform,
 )
+from ._scheduled import counted_init, counted_update, scheduled
 
 
 class EmaState(NamedTuple):
@@ -29,6 +30,7 @@ class EmaState(NamedTuple):
 
     count: jax.Array  # int32, shape (): updates averaged
     average: PyTree  # float32, the parameters' shapes
+    scheduled: Any = ()  # the decay of the last update, where it is a schedule
 
 
 @transform
@@ -65,7 +67,8 @@ def ema(decay: ScheduleLike):
     _check.number_or_schedule("decay", decay, at_least=0, below=1)
 
     def init_fn(params):
-        return EmaState(jnp.zeros((), jnp.int32), _slow_copy(params))
+        count = jnp.zeros((), jnp.int32)
+        return EmaState(count, _slow_copy(params), scheduled(count, ema_decay=decay))
 
     def update_fn(updates, state, params=None, **extra):
         del extra
@@ -75,7 +78,7 @@ def ema(decay: ScheduleLike):
         rest = jnp.float32(1 - decay) if isinstance(decay, int | float) else 1 - at_step(decay, state.count)
         new_params = tree.add(params, updates)
         average = jax.tree.map(lambda a, p: a + rest * (p.astype(jnp.float32) - a), state.average, new_params)
-        return updates, EmaState(increment(state.count), average)
+        return updates, EmaState(increment(state.count), average, scheduled(state.count, ema_decay=decay))
 
     return init_fn, update_fn
 
@@ -129,10 +132,11 @@ class LookaheadState(NamedTuple):
     count: jax.Array  # int32, shape (): updates since the last synchronisation
     slow: PyTree  # float32, the parameters' shapes
     inner_state: Any
+    rate: Any = ()  # the count of all updates and the slow step at the last one, where it is a schedule
 
 
 @transform
-def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step: float = 0.5) -> Any:
+def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step: ScheduleLike = 0.5) -> Any:
     r"""Let `tx` explore for k updates, then go a part of the way it found, from where it started.
 
     .. math::
@@ -145,7 +149,7 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
     Args:
       tx: the inner transform.
       sync_period: k, >= 1.
-      slow_step: α, in (0, 1].
+      slow_step: α, in (0, 1], or a schedule of it over updates.
 
     Returns:
       A Transform; its `update` needs `params`, and applying what it returns gives the synchronised parameters
@@ -168,31 +172,33 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
     """
     tx = checked(tx)
     sync_period = _check.integer("sync_period", sync_period, at_least=1)
-    _check.number("slow_step", slow_step, above=0, at_most=1)
+    _check.number_or_schedule("slow_step", slow_step, above=0, at_most=1)
 
     def init_fn(params):
-        return LookaheadState(jnp.zeros((), jnp.int32), _slow_copy(params), call_init(tx, params))
+        rate = counted_init(slow_step=slow_step)
+        return LookaheadState(jnp.zeros((), jnp.int32), _slow_copy(params), call_init(tx, params), rate)
 
-    def drawn(slow, fast):
+    def drawn(slow, fast, alpha):
         """The slow parameters, after a step towards the fast ones."""
-        alpha = jnp.float32(slow_step)
         return jax.tree.map(lambda s, f: s + alpha * (f.astype(jnp.float32) - s), slow, fast)
 
     def counted(state, applied):
+        """The counts after this call, whether it is time to synchronise, and how far to go then."""
         count = state.count + applied.astype(jnp.int32)
         sync = count >= sync_period
-        return jnp.where(sync, 0, count), sync
+        values, rate = counted_update(state.rate, slow_step=slow_step)
+        return jnp.where(sync, 0, count), tree.where(applied, rate, state.rate), sync, values["slow_step"]
 
     def finished(new, inner, state, params, applied):
         """The updates of `tx`, or, where it is time, those that lead to the slow parameters."""
-        count, sync = counted(state, applied)
+        count, rate, sync, alpha = counted(state, applied)
 
         def back(new, slow):
-            slow = drawn(slow, tree.add(params, new))
+            slow = drawn(slow, tree.add(params, new), alpha)
             return jax.tree.map(lambda s, p, u: like(s - p.astype(jnp.float32), u), slow, params, new), slow
 
         new, slow = jax.lax.cond(sync, back, lambda *same: same, new, state.slow)
-        return new, LookaheadState(count, slow, inner)
+        return new, LookaheadState(count, slow, inner, rate)
 
     def update_fn(updates, state, params=None, **extra):
         if params is None:
@@ -203,14 +209,14 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
 
     def apply_fn(updates, state, params, **extra):
         params, inner, applied = call_apply(tx, updates, state.inner_state, params, **extra)
-        count, sync = counted(state, applied)
+        count, rate, sync, alpha = counted(state, applied)
 
         def back(fast, slow):
-            slow = drawn(slow, fast)
+            slow = drawn(slow, fast, alpha)
             return tree.cast_like(slow, fast), slow
 
         params, slow = jax.lax.cond(sync, back, lambda *same: same, params, state.slow)
-        return params, LookaheadState(count, slow, inner), applied
+        return params, LookaheadState(count, slow, inner, rate), applied
 
     def flush_fn(state, params, **extra):
         new, inner = tx.flush(state.inner_state, params, **extra)  # type: ignore[union-attr]
@@ -220,8 +226,15 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
     return Transform(init_fn, update_fn, apply_fn, {"inner": tx}, flush_fn if holds_back else None)
 
 
+class SamState(NamedTuple):
+    """The state of the inner transform and, where ρ is a schedule, the count of updates and the last ρ."""
+
+    inner_state: Any
+    rate: Any = ()
+
+
 @transform
-def sam(tx: optax.GradientTransformation, rho: float = 0.05) -> Any:
+def sam(tx: optax.GradientTransformation, rho: ScheduleLike = 0.05) -> Any:
     r"""Sharpness-aware minimisation: `tx` gets the gradient at the worst place nearby.
 
     .. math:: \epsilon = \rho\, \frac{g}{\lVert g \rVert_2}, \qquad u = T\big(\nabla L(p + \epsilon)\big)
@@ -233,10 +246,10 @@ def sam(tx: optax.GradientTransformation, rho: float = 0.05) -> Any:
 
     Args:
       tx: the inner transform; it gets the second gradient.
-      rho: ρ, how far to look, > 0.
+      rho: ρ, how far to look, > 0, or a schedule of it over updates.
 
     Returns:
-      A Transform with the state of `tx`; its `update` needs `params` and `value_and_grad_fn`, a function
+      A Transform; its `update` needs `params` and `value_and_grad_fn`, a function
       `params -> (value, gradient)`.
 
     Raises:
@@ -254,9 +267,10 @@ def sam(tx: optax.GradientTransformation, rho: float = 0.05) -> Any:
       Foret et al., *Sharpness-aware minimization for efficiently improving generalization*, 2021.
     """
     tx = checked(tx)
-    _check.number("rho", rho, above=0)
+    _check.number_or_schedule("rho", rho, above=0)
 
-    def uphill(updates, params, extra):
+    def uphill(updates, rate, params, extra):
+        """The gradient at the worst place nearby, and the count after this update."""
         function = extra.get("value_and_grad_fn")
         if function is None or params is None:
             raise ConfigError(
@@ -265,23 +279,34 @@ def sam(tx: optax.GradientTransformation, rho: float = 0.05) -> Any:
             )
         norm = tree.norm(updates)
         length = jnp.where(norm == 0, jnp.float32(1), norm)  # no gradient, no direction
-        moved = tree.add(
-            params, jax.tree.map(lambda g: jnp.float32(rho) * (g.astype(jnp.float32) / length), updates)
-        )
-        return tree.cast_like(function(moved)[1], updates)
+        values, rate = counted_update(rate, rho=rho)
+        far = values["rho"]
+        moved = tree.add(params, jax.tree.map(lambda g: far * (g.astype(jnp.float32) / length), updates))
+        return tree.cast_like(function(moved)[1], updates), rate
 
     def init_fn(params):
-        return call_init(tx, params)
+        return SamState(call_init(tx, params), counted_init(rho=rho))
 
     def update_fn(updates, state, params=None, **extra):
-        return call_update(tx, uphill(updates, params, extra), state, params, **extra)
+        updates, rate = uphill(updates, state.rate, params, extra)
+        updates, inner = call_update(tx, updates, state.inner_state, params, **extra)
+        applied = has_updated(state.inner_state, inner)
+        return updates, SamState(inner, tree.where(applied, rate, state.rate))
 
     def apply_fn(updates, state, params, **extra):
-        return call_apply(tx, uphill(updates, params, extra), state, params, **extra)
+        updates, rate = uphill(updates, state.rate, params, extra)
+        params, inner, applied = call_apply(tx, updates, state.inner_state, params, **extra)
+        return params, SamState(inner, tree.where(applied, rate, state.rate)), applied
+
+    def flush_fn(state, params, **extra):
+        updates, inner = tx.flush(state.inner_state, params, **extra)  # type: ignore[union-attr]
+        return updates, state._replace(inner_state=inner)
 
     owns = isinstance(tx, Transform) and tx.owns_apply
-    flush = tx.flush if isinstance(tx, Transform) and tx.holds_back else None
-    return Transform(init_fn, update_fn, apply_fn if owns else None, {"inner": tx}, flush)
+    holds_back = isinstance(tx, Transform) and tx.holds_back
+    return Transform(
+        init_fn, update_fn, apply_fn if owns else None, {"inner": tx}, flush_fn if holds_back else None
+    )
 
 
 def _slow_copy(params: Params) -> PyTree:
