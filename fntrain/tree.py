@@ -259,7 +259,9 @@ def _squares(x: jax.Array, scale: jax.Array) -> jax.Array:
         new = jnp.expand_dims(start + jnp.arange(block) >= i * block, tuple(range(1, x.ndim)))
         return total + jnp.sum(jnp.where(new, jnp.square(part * scale), jnp.float32(0)))
 
-    return jax.lax.fori_loop(0, -(-rows // block), body, jnp.float32(0))
+    # The zero to start from is a sum over none of x's rows: inside a shard_map it has to vary where x does.
+    zero = jnp.sum(jax.lax.slice_in_dim(x, 0, 0).astype(jnp.float32))
+    return jax.lax.fori_loop(0, -(-rows // block), body, zero)
 
 
 def nbytes(tree: PyTree) -> int:

@@ -65,6 +65,30 @@ def test_four_devices_give_the_whole_batchs_bits():
     )
 
 
+@pytest.mark.parametrize("n", [1, 2, 8])
+@pytest.mark.parametrize("named", [False, True], ids=["xla sums", "named axis"])
+def test_windows_of_micro_batches_of_chunks_on_any_number_of_devices(n, named):
+    # Two batches of three rows each more than a device has, in micro-batches, close one window of MultiSteps: the
+    # same bits as one step on all of it. The weights of the two sum to 32, so that every division is exact.
+    x, y = np.stack([X[:13], X[3:]]), np.stack([Y[:13], Y[3:]])
+    weight = np.ones((2, 13), np.float32)
+    weight[:, :3] = 2
+    loss, w = oracle(x.reshape(-1, 8), y.reshape(-1, 4), weight.reshape(-1))
+    tx = ft.MultiSteps(ft.optimizers.sgd(0.5), 2)
+    task = ft.Task(linear_loss, tx, metrics=METRICS, microbatches=4, axis_name="data" if named else None)
+    mesh = mesh_of(n)
+    state = ft.init_state(task, {"w": W}, mesh=mesh)
+    pairs = [ft.sharding.shard_batch({"x": a, "y": b}, mesh, c) for a, b, c in zip(x, y, weight)]
+    batches, weights = jax.tree.map(lambda *rows: jnp.stack(rows), *pairs)
+    state, metrics = ft.train_steps(task, state, batches, weights)
+    values = ft.compute_metrics(task, metrics)
+    np.testing.assert_array_equal(state.params["w"], w.astype(np.float32))
+    assert float(values["loss"]) == np.float32(loss)
+    right = np.argmax(x @ W, -1) == np.argmax(y, -1)
+    assert np.trace(values["confusion"]) == right.sum()
+    np.testing.assert_allclose(values["accuracy"], right.mean(), rtol=1e-7)  # it counts rows
+
+
 def test_a_specimen_that_averages_per_device_is_rejected():
     # Each device divides by its own weight: the mean of means that the comparison above must catch.
     mesh = mesh_of(4)
@@ -181,14 +205,38 @@ def test_mesh_sizes_are_checked():
             ft.sharding.mesh(**axes)
 
 
-def test_fit_and_evaluate_on_a_mesh_with_a_ragged_tail():
+@pytest.mark.parametrize("named", [False, True], ids=["xla sums", "named axis"])
+def test_fit_and_evaluate_on_a_mesh_with_a_ragged_tail(named):
     mesh = mesh_of(4)
     sharded, alone = (ft.init_state(TASK, {"w": W / 4}, mesh=m) for m in (mesh, None))
     kwargs = dict(epochs=2, batch_size=6, seed=1, progress=False, validation_data={"x": X[:7], "y": Y[:7]})
     task = ft.Task(linear_loss, ft.optimizers.sgd(0.0625), metrics=METRICS)
-    a = ft.fit(task, sharded, {"x": X, "y": Y}, **kwargs)
+    options = dict(microbatches=2, axis_name="data") if named else {}
+    on_mesh = ft.Task(linear_loss, ft.optimizers.sgd(0.0625), metrics=METRICS, **options)
+    a = ft.fit(on_mesh, sharded, {"x": X, "y": Y}, **kwargs)
     b = ft.fit(task, alone, {"x": X, "y": Y}, **kwargs)
     np.testing.assert_allclose(a.state.params["w"], b.state.params["w"], rtol=1e-6, atol=1e-6)
     for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
         np.testing.assert_allclose(a.history[name], b.history[name], rtol=1e-6, err_msg=name)
     assert a.state.params["w"].sharding.is_equivalent_to(NamedSharding(mesh, P()), 2)
+
+
+def test_the_norm_and_the_clips_work_inside_shard_map():
+    """Each shard its own, the branch for what overflows included; against one shard after the other."""
+    mesh = ft.sharding.mesh(data=8)
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(16, 3)).astype(np.float32), "b": rng.normal(size=(8, 300, 70)).astype(np.float32)}
+    x["b"][3] *= 1e25
+    split = jax.tree.map(lambda _: P("data"), x)
+
+    def each(f, out):
+        return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(split,), out_specs=out))(x)
+
+    parts = [jax.tree.map(lambda a, i=i: a.reshape(8, -1, *a.shape[1:])[i], x) for i in range(8)]
+    norms = [np.sqrt(sum(np.sum(v.astype(np.float64) ** 2) for v in part.values())) for part in parts]
+    np.testing.assert_allclose(each(lambda g: ft.tree.norm(g)[None], P("data")), norms, rtol=1e-6)
+    clip = ft.clip_by_norm(1.0)
+    got = each(lambda g: clip.update(g, clip.init(g))[0], split)
+    for name in x:
+        want = np.concatenate([part[name] / max(1.0, norm) for part, norm in zip(parts, norms)])
+        np.testing.assert_allclose(got[name], want, rtol=2e-6)
