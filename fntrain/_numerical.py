@@ -1,6 +1,7 @@
 """Gradients by central differences: the independent check of autodiff."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,12 +24,32 @@ def numerical_gradient(
     """
     _check.number("epsilon", epsilon, above=0)
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-    dtype = jnp.float64 if x64 else jnp.float32
+    loss, flat = flat_loss(task, state, batch, weight, key, jnp.float64 if x64 else jnp.float32)
+    trained, _ = tree.split(state.params)
+    value = jax.jit(loss)(flat)
+    size = min(64, flat.size) if together else 1
+    slopes, _ = differences(loss, flat, jnp.arange(flat.size, dtype=jnp.int32), epsilon, size)
+    if not x64:
+        left = round_off(value, epsilon)
+        warnings.warn(
+            f"numerical gradients in float32: at epsilon={epsilon:g} and loss {float(value):.3g}, round-off alone "
+            f"leaves errors of about {left:.1g} in every entry; use a larger epsilon (1e-2, say), or enable float64 "
+            f"with jax.config.update('jax_enable_x64', True)",
+            UserWarning,
+            stacklevel=3,
+        )
+    return value, tree.cast_like(unflattened(slopes, trained), trained)
+
+
+def flat_loss(
+    task: Task, state: TrainState, batch: Batch, weight: Any, key: Any, dtype: Any
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """`(loss, flat)`: the mean loss as a function of all trained entries in one vector, and that vector.
+
+    Parameters and floating-point leaves of the batch are in `dtype`.
+    """
     trained, carried = tree.split(state.params)
-    leaves, structure = jax.tree.flatten(trained)
-    shapes = [x.shape for x in leaves]
-    ends = np.cumsum([int(np.prod(s)) for s in shapes])
-    flat = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in leaves])
+    flat = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in jax.tree.leaves(trained)])
     if weight is not None:
         weight = jnp.asarray(weight).astype(jnp.float32)
 
@@ -38,33 +59,39 @@ def numerical_gradient(
     batch = jax.tree.map(widen, jax.tree.map(jnp.asarray, batch))
 
     def loss(flat: jax.Array) -> jax.Array:
-        parts = jnp.split(flat, ends[:-1])
-        params = jax.tree.unflatten(structure, [p.reshape(s) for p, s in zip(parts, shapes)])
+        params = unflattened(flat, trained)
         ctx = Context(key=key, train=True, step=state.step, model_state=state.model_state)
         result = _gradients.evaluate(task, tree.combine(params, carried), batch, ctx, weight)
         divisor = jnp.asarray(result.weight, jnp.float32)
         safe = jnp.where(divisor > 0, divisor, jnp.float32(1)).astype(result.total.dtype)
         return jnp.where(divisor > 0, result.total / safe, jnp.zeros((), result.total.dtype))
 
-    def difference(i: jax.Array) -> jax.Array:
-        step = jnp.zeros_like(flat).at[i].set(jnp.asarray(epsilon, dtype))
+    return loss, flat
+
+
+def unflattened(flat: jax.Array, like: PyTree) -> PyTree:
+    """A vector of all entries as the leaves of `like`, in the vector's dtype."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([x.size for x in leaves])
+    parts = jnp.split(flat, ends[:-1])
+    return jax.tree.unflatten(structure, [p.reshape(x.shape) for p, x in zip(parts, leaves)])
+
+
+def differences(
+    loss: Callable[[jax.Array], jax.Array], flat: jax.Array, indices: jax.Array, epsilon: float, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Central differences at some entries, `size` of them a forward pass, and how far apart the points were."""
+
+    def difference(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        step = jnp.zeros_like(flat).at[i].set(jnp.asarray(epsilon, flat.dtype))
         up, down = flat + step, flat - step
         # The distance between the two points as represented, not the one asked for.
-        return (loss(up) - loss(down)).astype(dtype) / (up - down)[i]
+        apart = (up - down)[i]
+        return (loss(up) - loss(down)).astype(flat.dtype) / apart, apart
 
-    size = min(64, flat.size) if together else 1
-    value = jax.jit(loss)(flat)
-    indices = jnp.arange(flat.size, dtype=jnp.int32)
-    slopes = jax.jit(lambda i: jax.lax.map(difference, i, batch_size=size))(indices)
-    if not x64:
-        left = float(jnp.finfo(jnp.float32).eps) * max(abs(float(value)), 1e-30) / epsilon
-        warnings.warn(
-            f"numerical gradients in float32: at epsilon={epsilon:g} and loss {float(value):.3g}, round-off alone "
-            f"leaves errors of about {left:.1g} in every entry; use a larger epsilon (1e-2, say), or enable float64 "
-            f"with jax.config.update('jax_enable_x64', True)",
-            UserWarning,
-            stacklevel=3,
-        )
-    parts = jnp.split(slopes, ends[:-1])
-    grads = jax.tree.unflatten(structure, [p.reshape(s) for p, s in zip(parts, shapes)])
-    return value, tree.cast_like(grads, trained)
+    return jax.jit(lambda i: jax.lax.map(difference, i, batch_size=size))(indices)
+
+
+def round_off(value: Any, epsilon: float) -> float:
+    """What the rounding of the loss, in its dtype, alone leaves of a difference."""
+    return float(jnp.finfo(value.dtype).eps) * max(abs(float(value)), 1e-30) / epsilon

@@ -1,10 +1,11 @@
-"""The command line: `fntrain demo | plot RUN | inspect RUN`.
+"""The command line: `fntrain demo | plot RUN | inspect RUN | replay CAPSULE`.
 
 A mistake costs one line and exit status 2; whatever else is heavy is imported by the command that needs it.
 """
 
 import argparse
 import dataclasses
+import importlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, demo
 from ._check import CheckpointError, ConfigError, DataError
+from ._task import Task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     look = command("inspect", _inspect, "Show a run's settings, checkpoints, last metrics and parameters.")
     for made in (plot, look):
         made.add_argument("path", type=Path, metavar="RUN", help="a run directory, as `fit` leaves it")
+    again = command("replay", _replay, "Take a run's bad step again, and say where it first goes bad.")
+    again.add_argument("path", type=Path, metavar="CAPSULE", help="RUN/capsules/step_N, as `fit` leaves it")
+    again.add_argument(
+        "--task",
+        required=True,
+        metavar="MODULE:ATTRIBUTE",
+        help="the run's Task, or a function without arguments that makes it; modules are found from here too",
+    )
     return parser
 
 
@@ -338,6 +348,33 @@ def _print_table(
     for row in rows:
         table.add_row(*map(Text, row))
     console.print("", Text(title, style="bold"), Padding(table, (0, 0, 0, 2)), sep="\n")
+
+
+# fntrain replay
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from .tools import replay
+
+    print(replay(_task(args.task), args.path))
+    return 0
+
+
+def _task(where: str) -> Any:
+    """The Task that `module:attribute` names."""
+    module_name, _, attributes = where.partition(":")
+    if not module_name or not attributes:
+        raise ConfigError(f"--task {where}: give it as MODULE:ATTRIBUTE, such as train:task")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in attributes.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--task {where}: {error}") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    return found() if callable(found) and not isinstance(found, Task) else found
 
 
 # A run directory.

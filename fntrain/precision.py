@@ -18,13 +18,17 @@ class Policy:
       params: dtype that `init_state` keeps floating-point parameters in.
       compute: dtype that parameters and floating-point batch leaves are cast to before `loss_fn`.
       output: dtype that the loss's values and floating-point outputs are cast to after it.
+      stochastic_rounding: round updated parameters up or down at random, so that the mean is what was to be
+        stored; for `params="bfloat16"`, where an update smaller than half a unit in the last place (1/512 of the
+        parameter) is otherwise lost every time. The randomness is the step's. The updates are then added in
+        float32, which takes that much memory for the while.
 
     Whatever the policy, gradients are summed in float32, and norms, moments, hyperparameters and metrics are
     float32. The short forms `"float32"`, `"bf16"` and `"fp16"` keep float32 parameters and outputs and compute
     in the dtype they name.
 
     Raises:
-      ConfigError: if a name is no floating-point dtype.
+      ConfigError: if a name is no floating-point dtype, or stochastic rounding is wanted to another than bfloat16.
 
     Examples:
       >>> import fntrain as ft
@@ -35,6 +39,7 @@ class Policy:
     params: str | None = None
     compute: str | None = None
     output: str | None = None
+    stochastic_rounding: bool = False
 
     def __post_init__(self):
         for field in ("params", "compute", "output"):
@@ -50,6 +55,14 @@ class Policy:
                     f"`{field}` must name a floating-point dtype ('bfloat16', say), got {value!r}"
                 )
             object.__setattr__(self, field, dtype.name)
+        if self.stochastic_rounding and self.params != "bfloat16":
+            raise ConfigError(
+                f"`stochastic_rounding` is to bfloat16: give `params='bfloat16'` with it, got params={self.params!r}"
+            )
+
+    def __repr__(self) -> str:
+        said = f"params={self.params!r}, compute={self.compute!r}, output={self.output!r}"
+        return f"Policy({said}{', stochastic_rounding=True' * self.stochastic_rounding})"
 
 
 _SHORT = {
@@ -77,3 +90,25 @@ def cast(tree: PyTree, dtype: str | None) -> PyTree:
     if dtype is None:
         return tree
     return jax.tree.map(lambda x: x.astype(dtype) if is_trained(x) else x, tree)
+
+
+def round_stochastically(tree: PyTree, like: PyTree, key: jax.Array) -> PyTree:
+    r"""Float32 leaves as bfloat16 where the same leaf of `like` is, rounded at random without bias.
+
+    .. math:: P(\text{up}) = \frac{x - \lfloor x \rfloor}{\lceil x \rceil - \lfloor x \rfloor}
+
+    A number that bfloat16 holds exactly, NaN and infinity among them, stays what it is.
+    """
+
+    def one(index: int, x: jax.Array, y: jax.Array) -> jax.Array:
+        if y.dtype != jnp.bfloat16:
+            return x.astype(y.dtype)
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+        noise = jax.random.bits(jax.random.fold_in(key, index), x.shape, jnp.uint16).astype(jnp.uint32)
+        # The sixteen bits that are to go, plus as many random ones, carry over as often as they are large.
+        cut = jax.lax.bitcast_convert_type(((bits + noise) >> 16).astype(jnp.uint16), jnp.bfloat16)
+        return jnp.where(jnp.isfinite(x), cut, x.astype(jnp.bfloat16))
+
+    leaves, structure = jax.tree.flatten(tree)
+    rounded = [one(i, x, y) for i, (x, y) in enumerate(zip(leaves, jax.tree.leaves(like)))]
+    return jax.tree.unflatten(structure, rounded)

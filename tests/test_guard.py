@@ -1,4 +1,4 @@
-"""skip_nonfinite: a bad step leaves no trace, wherever it stands, for ever."""
+"""Guards: a bad step leaves no trace, wherever it stands, for ever."""
 
 import jax
 import jax.numpy as jnp
@@ -278,3 +278,94 @@ def test_a_guard_costs_no_memory():
 def test_refusals():
     with pytest.raises(ConfigError, match=r"looks like a factory: call it, `adamw\(...\)`"):
         T.skip_nonfinite(optimizers.adamw)
+
+
+# skip_spikes. What others get wrong: a NaN that enters the window of norms makes every later step a spike, or none;
+# a NaN in the warm-up is let through; a skip that multiplies by zero lets NaN through as well.
+
+
+def spikes(norms, factor=4.0, window=3, **inner):
+    """`(params, state, applied of each)` after gradients of these norms."""
+    tx = T.skip_spikes(optimizers.sgd(1.0, **inner), factor, window)
+    p = {"w": jnp.zeros(2)}
+
+    def body(carry, n):
+        p, state, applied = tx.apply({"w": jnp.stack([n, jnp.float32(0)])}, carry[1], carry[0])
+        return (p, state), applied
+
+    (p, state), applied = jax.jit(lambda n: jax.lax.scan(body, (p, tx.init(p)), n))(
+        jnp.asarray(norms, jnp.float32)
+    )
+    return np.asarray(p["w"])[0], state, applied.tolist()
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 10])
+def test_a_nan_in_the_norms_is_skipped_and_forgotten(bad, at):
+    norms = [1.0] * 20
+    norms[at] = bad
+    p, state, applied = spikes(norms)
+    assert applied == [i != at for i in range(20)]
+    assert p == -19.0
+    assert state.norms.tolist() == [1.0] * 3
+    assert (int(state.total_skipped), int(state.count)) == (1, 19)
+
+
+def test_a_spike_is_skipped_and_does_not_make_the_next_one_usual():
+    p, state, applied = spikes([1, 1, 1, 50, 50, 50, 4, 1, 50])
+    #                            mean 1: 50 is more than 4, 4 is not; then the mean is 2, and 50 is still one
+    assert applied == [True, True, True, False, False, False, True, True, False]
+    assert p == -8.0
+    assert float(state.grad_norm) == 50.0
+    assert sorted(state.norms.tolist()) == [1.0, 1.0, 4.0]
+
+
+def test_spikes_follow_an_oracle():
+    rng = np.random.default_rng(3)
+    norms = np.exp(rng.normal(size=300) * 1.2).astype(np.float32)
+    norms[rng.integers(300, size=20)] = np.nan
+    window, want = [], []
+    for n in norms:
+        full = len(window) == 5
+        good = bool(np.isfinite(n)) and not (full and n > 3 * np.mean(window[-5:]))
+        want.append(good)
+        window = [*window, n][-5:] if good else window
+    assert spikes(norms, 3.0, 5)[2] == want
+    assert 20 < want.count(False) < 200
+
+
+def test_until_the_window_is_full_only_what_is_not_finite_is_skipped():
+    assert spikes([1, 1000, np.nan, 1e6, 1e6], window=4)[2] == [True, True, False, True, True]
+    assert spikes([1, 1000, np.nan, 1e6, 1e8], window=3)[2] == [True, True, False, True, False]
+
+
+def test_a_skipped_spike_changes_no_bit():
+    tx = T.skip_spikes(inner(), 2.0, 1)
+    good = gradients(1)[0]
+    p, state, _ = run(tx, [good])
+    spike = jax.tree.map(lambda g: 100 * g, good)
+    q, after, applied = jax.jit(tx.apply)(spike, state, p)
+    assert not applied
+    assert bits((q, after.inner_state, after.norms)) == bits((p, state.inner_state, state.norms))
+    assert int(T.recorded(after)["skipped"]) == 1
+
+
+def test_what_a_guard_further_in_skips_counts_outside():
+    tx = T.dynamic_loss_scale(T.skip_spikes(optimizers.sgd(1.0), 2.0, 1))
+    p = {"w": jnp.ones(2)}
+    state, seen = tx.init(p), []
+    for n in (1.0, 100.0, np.nan, 1.0):
+        p, state, applied = tx.apply({"w": jnp.full(2, n)}, state, p)
+        seen.append((bool(applied), int(T.recorded(state)["skipped"])))
+    assert seen == [(True, 0), (False, 1), (False, 1), (True, 0)]
+    assert int(state.total_skipped) == 2
+    assert float(state.loss_scale) == 2.0**14  # a spike of finite numbers is no overflow
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((1.0,), "`factor` must be a finite number > 1"), ((2.0, 0), "`window` must be an integer >= 1")],
+)
+def test_spike_refusals(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        T.skip_spikes(optimizers.sgd(), *arguments)

@@ -36,13 +36,23 @@ from ._decay import (
     add_weight_decay as add_weight_decay,
     scale_by_learning_rate as scale_by_learning_rate,
 )
-from ._guard import SkipNonfiniteState as SkipNonfiniteState, skip_nonfinite as skip_nonfinite
+from ._guard import (
+    SkipNonfiniteState as SkipNonfiniteState,
+    SkipSpikesState as SkipSpikesState,
+    skip_nonfinite as skip_nonfinite,
+    skip_spikes as skip_spikes,
+)
 from ._hyperparams import (
     HyperparamsState as HyperparamsState,
     hyperparams as hyperparams,
     set_hyperparams as set_hyperparams,
     set_multiplier as set_multiplier,
     with_hyperparams as with_hyperparams,
+)
+from ._loss_scale import (
+    DynamicLossScaleState as DynamicLossScaleState,
+    dynamic_loss_scale as dynamic_loss_scale,
+    loss_scale as loss_scale,
 )
 from ._momentum import MomentumState as MomentumState, momentum as momentum, nesterov as nesterov
 from ._plateau import (
