@@ -6,7 +6,9 @@ shows the call that works.
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,6 +42,10 @@ class CheckpointCorruptError(CheckpointError):
 
 class RunLockedError(CheckpointError):
     """Another process is writing to the same run directory."""
+
+
+class RunMismatchError(ConfigError, CheckpointMismatchError):
+    """A run directory holds the run of another task or other data than the call describes."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -117,6 +123,41 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
             f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}"
             + did_you_mean(value, choices)
         )
+
+
+def name(argument: str, value: Any) -> str:
+    """Check a name that may become a column, a tag or a file: `loss`, `loss/part`, `top-5 accuracy`.
+
+    Raises:
+      ConfigError: if it is no text, empty, longer than 128 characters, holds a line break or another control
+        character, or reads as a path that leaves its place (`../x`, `/x`, `a//b`).
+    """
+    wanted = f"`{argument}` must be a name of 1 to 128 printable characters"
+    if not isinstance(value, str) or not 0 < len(value) <= 128 or not value.isprintable():
+        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+        raise ConfigError(f"{wanted}, got {shown}")
+    if any(part in ("", ".", "..") for part in value.replace("\\", "/").split("/")):
+        raise ConfigError(f"{wanted} that is no path out of its place, got {value!r}")
+    return value
+
+
+def path(argument: str, value: Any) -> Path:
+    """Check a path that is to be written to, and return it, with `~` for the home directory.
+
+    Raises:
+      ConfigError: if it is no path, empty, a URL, or no file system could hold it.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"`{argument}` must be a path, got {value!r} of type {type(value).__name__}")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise ConfigError(f"`{argument}` must be a path, got {text!r}")
+    if "://" in text:
+        raise ConfigError(f"`{argument}` must be a local or mounted directory, got {text!r}")
+    longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
+    if longest > 255:
+        raise ConfigError(f"`{argument}` must have names of at most 255 bytes, got one of {longest}")
+    return Path(text).expanduser()
 
 
 def did_you_mean(value: Any, choices: Iterable[Any]) -> str:

@@ -4,6 +4,7 @@ Whatever way a batch is cut (micro-batches, devices, a padded tail), each part c
 weighted values, the gradient of that sum, and its weight. All three add up exactly as the whole batch's do.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from . import _manual, precision, tree
 from ._check import ConfigError, DataError
+from ._explicit import automatic
 from ._loss import Loss
 from ._metrics import StepMetrics, empty_like, merge
 from ._task import Context, Task, add_loss, batch_loss
@@ -26,6 +28,7 @@ class Evaluated(NamedTuple):
     weight: Any  # the total weight: a float where it is known while tracing, else float32
     metrics: StepMetrics
     model_state: PyTree
+    size: int  # how many values
 
 
 class Partial(NamedTuple):
@@ -57,10 +60,8 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
     outputs = precision.cast(dict(loss.outputs), policy.output)  # type: ignore[union-attr]
     metrics = StepMetrics(
         loss=add_loss(batch_loss().empty(), jax.lax.stop_gradient(total), total_weight),
-        metrics=task.collected.update(
-            task.collected.empty(),
-            jax.lax.stop_gradient(outputs),
-            counted,
+        metrics=automatic(
+            task.collected.update, task.collected.empty(), jax.lax.stop_gradient(outputs), counted
         ),
         parts={
             name: basic.fold(
@@ -71,7 +72,24 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
         },
         recorded={},
     )
-    return Evaluated(total, total_weight, metrics, _next_model_state(ctx.model_state, loss.model_state))
+    model_state = _next_model_state(ctx.model_state, loss.model_state)
+    return Evaluated(total, total_weight, metrics, model_state, values.size)
+
+
+def evaluate_batch(task: Task, params: Params, batch: Batch, ctx: Context, weight: Any) -> StepMetrics:
+    """The metrics of the whole batch: over the mapped axis too, if the task names one."""
+    if task.axis_name is None:
+        return evaluate(task, params, batch, ctx, weight).metrics
+
+    def shard(shared: Any, rows: Any) -> StepMetrics:
+        params, key, step, model_state = shared
+        here = Context(key, ctx.train, step, model_state)
+        return merge_over_axis(task, evaluate(task, params, rows[0], here, rows[1]).metrics)
+
+    names, shared = _names(task.axis_name), (params, ctx.key, ctx.step, ctx.model_state)
+    if _manual.is_mapped(names):
+        return shard(shared, (batch, weight))
+    return _manual.over_rows(shard, names, shared, (batch, weight))
 
 
 def values_of(task: Task, state: Any, batch: Batch, train: bool) -> jax.Array:
@@ -174,25 +192,62 @@ def _next_model_state(old: PyTree, new: PyTree) -> PyTree:
 
 
 def partial_gradient(
-    task: Task, params: Params, model_state: PyTree, batch: Batch, key: Any, step: jax.Array, weight: Any
+    task: Task,
+    params: Params,
+    model_state: PyTree,
+    batch: Batch,
+    key: Any,
+    step: jax.Array,
+    weight: Any,
+    loss_scale: jax.Array | None = None,
 ) -> Partial:
     """One (micro-)batch's contribution, by autodiff."""
     trained, carried = tree.split(params)
 
-    def total(trained: PyTree) -> tuple[jax.Array, Evaluated]:
+    def total(trained: PyTree) -> tuple[jax.Array, tuple[Evaluated, Any]]:
         ctx = Context(key=key, train=True, step=step, model_state=model_state)
         result = evaluate(task, tree.combine(trained, carried), batch, ctx, weight)
-        return result.total, result
+        scale = _seed_scale(task, result, loss_scale)
+        return result.total if scale is None else result.total * scale, (result, scale)
 
-    (_, result), grads = jax.value_and_grad(total, has_aux=True)(trained)
+    (_, (result, scale)), grads = jax.value_and_grad(total, has_aux=True)(trained)
+    # In float32 before anything is done with them, the division by the scale included.
     grads = jax.tree.map(tree.wide, grads)
+    if scale is not None:
+        grads = jax.tree.map(lambda g: g * (1 / scale), grads)
     return Partial(grads, result.total, result.weight, result.metrics, result.model_state)
 
 
+def _seed_scale(task: Task, result: Evaluated, loss_scale: jax.Array | None) -> Any:
+    """What goes into the backward pass is multiplied by this; None is one.
+
+    The gradient of a sum over the batch overflows float16 where that of the mean does not, so there the sum is
+    brought down to about the mean. By a power of two, which rounds nothing. So it is elsewhere where the weight is
+    known to be one: undone here and done in `mean`, the two cancel in compilation, and the mean costs no pass.
+    """
+    policy: Any = task.policy
+    if loss_scale is None and "float16" not in (policy.params, policy.compute):
+        weight = result.weight
+        return 1 / weight if isinstance(weight, float) and math.frexp(weight)[0] == 0.5 else None
+    down = 2.0 ** -(max(result.size, 1).bit_length() - 1)
+    return down if loss_scale is None else loss_scale * down
+
+
 def batch_gradient(
-    task: Task, params: Params, model_state: PyTree, batch: Batch, key: Any, step: jax.Array, weight: Any
+    task: Task,
+    params: Params,
+    model_state: PyTree,
+    batch: Batch,
+    key: Any,
+    step: jax.Array,
+    weight: Any,
+    loss_scale: jax.Array | None = None,
 ) -> Partial:
-    """The whole batch's sums: over micro-batches, and over the mapped axis if the task names one."""
+    """The whole batch's sums: over micro-batches, and over the mapped axis if the task names one.
+
+    Outside of `shard_map`, that axis is one of the mesh in context, and the shards are mapped over here: each device
+    then adds up its micro-batches by itself, and the gradient crosses the mesh once a step.
+    """
     rows = tree.leading_axis(batch)
     if weight is not None:
         weight = jnp.asarray(weight)
@@ -201,6 +256,30 @@ def batch_gradient(
                 f"`weight` must have one entry a row of the batch, shape [{rows}], got {list(weight.shape)}"
             )
         weight = weight.astype(jnp.float32)
+    if task.axis_name is not None and not _manual.is_mapped(_names(task.axis_name)):
+
+        def shard(shared: Any, rows: Any) -> Partial:
+            params, model_state, key, step, loss_scale = shared
+            return _arrays(
+                _shard_gradient(task, params, model_state, rows[0], key, step, rows[1], loss_scale)
+            )
+
+        shared = params, model_state, key, step, loss_scale
+        return _manual.over_rows(shard, _names(task.axis_name), shared, (batch, weight))
+    return _shard_gradient(task, params, model_state, batch, key, step, weight, loss_scale)
+
+
+def _shard_gradient(
+    task: Task,
+    params: Params,
+    model_state: PyTree,
+    batch: Batch,
+    key: Any,
+    step: jax.Array,
+    weight: Any,
+    loss_scale: jax.Array | None,
+) -> Partial:
+    rows = tree.leading_axis(batch)
     varying = _manual.axes((params, model_state, batch, key, weight))
     if task.axis_name is not None:
         key = jax.random.fold_in(
@@ -210,14 +289,22 @@ def batch_gradient(
     # Each shard's own gradient: of parameters that did not vary, JAX would sum it over the axis by itself.
     params, model_state, key = _manual.vary((params, model_state, key), varying)
     if task.microbatches == 1:
-        result = partial_gradient(task, params, model_state, batch, key, step, weight)
+        result = partial_gradient(task, params, model_state, batch, key, step, weight, loss_scale)
     else:
-        result = _over_microbatches(task, params, model_state, batch, key, step, weight, rows)
+        result = _over_microbatches(task, params, model_state, batch, key, step, weight, rows, loss_scale)
     return result if task.axis_name is None else _over_axis(task, result)
 
 
 def _over_microbatches(
-    task: Task, params: Params, model_state: PyTree, batch: Batch, key: Any, step: Any, weight: Any, rows: int
+    task: Task,
+    params: Params,
+    model_state: PyTree,
+    batch: Batch,
+    key: Any,
+    step: Any,
+    weight: Any,
+    rows: int,
+    loss_scale: jax.Array | None,
 ) -> Partial:
     k = task.microbatches
     padding = -rows % k
@@ -245,7 +332,7 @@ def _over_microbatches(
     def one(model_state: PyTree, index: jax.Array, rows: Any, weight: Any) -> Partial:
         micro = tree.combine(rows, without)
         return partial_gradient(
-            task, params, model_state, micro, jax.random.fold_in(key, index), step, weight
+            task, params, model_state, micro, jax.random.fold_in(key, index), step, weight, loss_scale
         )
 
     def body(carry: Partial, x: Any) -> tuple[Partial, None]:

@@ -1,6 +1,7 @@
 """TrainState: everything a run is at one step, as one pytree of arrays."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from . import precision, sharding, tree
+from . import _sharding as sharding, precision, tree
 from ._check import ConfigError, ConsumedStateError, is_concrete
 from ._task import Task, fold_in_name
 from ._typing import Params, PyTree
@@ -97,33 +98,42 @@ def init_state(
     _check_leaves(model_state, "model_state")
     model_state = jax.tree.map(_as_array, model_state)
 
-    def build(root: jax.Array, given: Any, model_state: Any) -> TrainState:
-        made = given
-        if callable(params):
-            made = params(fold_in_name(root, "init"))
-            if type(made) is tuple and len(made) == 2:
-                made, model_state = made
-            made, model_state = jax.tree.map(_as_array, (made, model_state))
-        made = precision.cast(made, task.policy.params)  # type: ignore[union-attr]
-        trained, _ = _check_trained(made)
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            updates=jnp.zeros((), jnp.int32),
-            params=made,
-            opt_state=call_init(task.tx, trained),
-            model_state=model_state,
-            key=root,
-        )
-        # Copies, not forwarded inputs, and no weak types: what goes in must come out of every step alike.
-        return jax.tree.map(_own, state)
-
-    given = None if callable(params) else params
+    function, given = (params, None) if callable(params) else (None, params)
+    if mesh is None and function is None:
+        return _made(task, None, root, given, model_state)
+    build = functools.partial(_build, task, function)
+    if mesh is None:  # traced anew each time: a notebook may have changed a global that the function reads
+        return jax.jit(build)(root, given, model_state)
     shapes = jax.eval_shape(build, root, given, model_state)
-    shardings = None
-    if mesh is not None:
-        shardings = sharding.state_shardings(shapes, lambda s: s.params, mesh, rules)
-    make = jax.jit(build, out_shardings=shardings) if shardings is not None else jax.jit(build)
-    return make(root, given, model_state)
+    shardings = sharding.state_shardings(shapes, lambda s: s.params, mesh, rules)
+    return jax.jit(build, out_shardings=shardings)(root, given, model_state)
+
+
+def _build(
+    task: Task, function: Callable | None, root: jax.Array, given: Any, model_state: Any
+) -> TrainState:
+    made = given
+    if function is not None:
+        made = function(fold_in_name(root, "init"))
+        if type(made) is tuple and len(made) == 2:
+            made, model_state = made
+        made, model_state = jax.tree.map(_as_array, (made, model_state))
+    made = precision.cast(made, task.policy.params)  # type: ignore[union-attr]
+    trained, _ = _check_trained(made)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        updates=jnp.zeros((), jnp.int32),
+        params=made,
+        opt_state=call_init(task.tx, trained),
+        model_state=model_state,
+        key=root,
+    )
+    # Copies, not forwarded inputs, and no weak types: what goes in must come out of every step alike.
+    return jax.tree.map(_own, state)
+
+
+# Compiled once for a task and a form of parameters: a sweep makes many states.
+_made = jax.jit(_build, static_argnums=(0, 1))
 
 
 def _as_array(x: Any) -> Any:

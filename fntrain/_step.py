@@ -4,7 +4,7 @@ Each verb is a pure function of `(task, state, batch)` with the task static and 
 called as it is, or nested in a `jit`, `vmap`, `scan` or `shard_map` of the user's own.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -12,19 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _gradients, _manual, _metrics, tree
+from . import _gradients, _manual, _metrics, precision, tree
 from ._check import ConfigError, DataError, one_of
 from ._metrics import StepMetrics
 from ._numerical import numerical_gradient
+from ._packed import Packed, packed, unpacked
 from ._state import TrainState, check_state
 from ._task import Context, Task, fold_in_name
 from ._typing import Batch, PyTree
-from .transforms import _base as transforms
+from .transforms import _base as transforms, loss_scale
 
 
 def train_step(
     task: Task, state: TrainState, batch: Batch, weight: jax.Array | None = None
-) -> tuple[TrainState, StepMetrics]:
+) -> tuple[TrainState, Packed]:
     r"""One step: gradient of the weighted mean loss, transformed, added to the parameters.
 
     .. math:: g = \nabla_p \frac{\sum_i w_i\, \ell_i(p)}{\sum_i w_i}, \qquad (p, s) \leftarrow T(g, s, p)
@@ -63,7 +64,7 @@ def train_step(
 
 def train_steps(
     task: Task, state: TrainState, batches: Batch, weights: jax.Array | None = None
-) -> tuple[TrainState, StepMetrics]:
+) -> tuple[TrainState, Packed]:
     """K steps in one dispatch: a `lax.scan` of `train_step` over a leading axis.
 
     Args:
@@ -97,7 +98,7 @@ def train_steps(
     return train_many_into(task, state, None, batches, weights)
 
 
-def eval_step(task: Task, state: TrainState, batch: Batch, weight: jax.Array | None = None) -> StepMetrics:
+def eval_step(task: Task, state: TrainState, batch: Batch, weight: jax.Array | None = None) -> Packed:
     """The metrics of a batch, with `ctx.train` False; nothing is changed and nothing donated.
 
     Args:
@@ -167,7 +168,8 @@ def compute_gradients(
     check_batch(batch)
     one_of("method", method, ("autodiff", "numerical", "numerical_batch"))
     if method == "autodiff":
-        return _autodiff(task, state, batch, weight)
+        with _manual.mesh_of(task.axis_name, state.step):
+            return _autodiff(task, state, batch, weight)
     return numerical_gradient(
         task, state, batch, weight, step_key(state), epsilon, together=method != "numerical"
     )
@@ -204,7 +206,7 @@ def flush(task: Task, state: TrainState) -> TrainState:
     return _flush(task, state)
 
 
-def merge_metrics(task: Task, a: StepMetrics, b: StepMetrics) -> StepMetrics:
+def merge_metrics(task: Task, a: Packed, b: Packed) -> Packed:
     """The metrics of two sets of batches from the metrics of each, in any order.
 
     Args:
@@ -229,15 +231,16 @@ def merge_metrics(task: Task, a: StepMetrics, b: StepMetrics) -> StepMetrics:
     check_task(task)
     for name, x in (("a", a), ("b", b)):
         _check_metrics(x, name)
-    if set(a.recorded) != set(b.recorded) or set(a.parts) != set(b.parts):
+    if a.form is not b.form:
+        one, other = ([*x.paths().recorded, *x.paths().parts] for x in (a, b))
         raise ConfigError(
-            f"`a` and `b` must come from the same verb of the same task: one reports "
-            f"{sorted([*a.recorded, *a.parts])}, the other {sorted([*b.recorded, *b.parts])}"
+            f"`a` and `b` must come from the same verb of the same task: one reports {sorted(one)}, the other "
+            f"{sorted(other)}"
         )
     return _merge(task, a, b)
 
 
-def compute_metrics(task: Task, metrics: StepMetrics) -> dict[str, Any]:
+def compute_metrics(task: Task, metrics: Packed) -> dict[str, Any]:
     """Values from accumulators: the one place where anything is divided.
 
     Args:
@@ -270,48 +273,66 @@ def in_order(task: Task, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_metrics(metrics: Any, name: str) -> None:
-    if not isinstance(metrics, StepMetrics):
+    if not isinstance(metrics, Packed):
         raise ConfigError(f"`{name}` must be the metrics that a step returned, got {type(metrics).__name__}")
 
 
-def empty_metrics(task: Task, state: TrainState, batch: Batch, weight: Any, *, train: bool) -> StepMetrics:
+def empty_metrics(task: Task, state: TrainState, batch: Batch, weight: Any, *, train: bool) -> Packed:
     """Nothing yet, in the structure that steps on such batches report: what a loop starts to accumulate from."""
-    step = _one_step_metrics if train else _eval_step_metrics
-    shapes = jax.eval_shape(lambda s, *x: step(task, s, *x), state, batch, weight)
-    # Made by a program, not eagerly: constants moved to the device one by one would be implicit transfers.
-    return jax.jit(lambda: _metrics.empty_like(task, shapes))()
+    with _manual.mesh_of(task.axis_name, state.step):
+        return _empty_metrics(task, train, state, batch, weight)
 
 
 def is_per_example(task: Task, state: TrainState, batch: Batch, *, train: bool) -> bool:
     """Whether the loss gives one value per example, so that padding can be weighed out; else it is a scalar."""
-    shape = jax.eval_shape(lambda s, b: _gradients.values_of(task, s, b, train), state, batch).shape
-    return len(shape) > 0
+    return len(jax.eval_shape(_values_of(task, train), state, batch).shape) > 0
 
 
-def train_into(task: Task, state: TrainState, metrics: StepMetrics | None, batch: Batch, weight: Any) -> Any:
+@lru_cache(maxsize=64)
+def _values_of(task: Task, train: bool) -> Any:
+    # The same function for the same task: JAX remembers by it what it has traced.
+    return lambda state, batch: _gradients.values_of(task, state, batch, train)
+
+
+def train_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Any:
     """`train_step`, unchecked, and the merge of its metrics into `metrics` (donated too), in one dispatch."""
     impl, bits = _raw(state.key)
-    (*parts, metrics) = _train_step(task, impl, state.step, *_donated(state), bits, batch, weight, metrics)
-    return TrainState(*parts, key=state.key), metrics
+    with _manual.mesh_of(task.axis_name, state.step):
+        *parts, metrics, step = _train_step(
+            task, impl, state.step, *_donated(state), bits, batch, weight, metrics
+        )
+    return TrainState(step, *parts, key=state.key), metrics
 
 
 def train_many_into(
-    task: Task, state: TrainState, metrics: StepMetrics | None, batches: Batch, weights: Any
+    task: Task,
+    state: TrainState,
+    metrics: Packed | None,
+    batches: Batch,
+    weights: Any,
+    log_every: int = 0,
 ) -> Any:
-    """`train_steps`, likewise."""
+    """`train_steps`, likewise.
+
+    With `log_every` also the values of the metrics, packed, `[K, …]`, after the steps whose number it divides; they
+    are computed after those steps alone, and the other rows hold nothing.
+    """
     impl, bits = _raw(state.key)
-    (*parts, metrics) = _train_steps(
-        task, impl, state.step, *_donated(state), bits, batches, weights, metrics
-    )
-    return TrainState(*parts, key=state.key), metrics
+    with _manual.mesh_of(task.axis_name, state.step):
+        *parts, metrics, values, step = _train_steps(
+            task, impl, state.step, *_donated(state), bits, batches, weights, metrics, log_every
+        )
+    state = TrainState(step, *parts, key=state.key)
+    return (state, metrics, values) if log_every else (state, metrics)
 
 
-def eval_into(
-    task: Task, state: TrainState, metrics: StepMetrics | None, batch: Batch, weight: Any
-) -> StepMetrics:
+def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Packed:
     """`eval_step`, likewise."""
     impl, bits = _raw(state.key)
-    return _eval_step(task, impl, state.step, state.params, state.model_state, bits, batch, weight, metrics)
+    with _manual.mesh_of(task.axis_name, state.step):
+        return _eval_step(
+            task, impl, state.step, state.params, state.model_state, bits, batch, weight, metrics
+        )
 
 
 def _raw(key: jax.Array) -> tuple[Any, jax.Array]:
@@ -321,13 +342,30 @@ def _raw(key: jax.Array) -> tuple[Any, jax.Array]:
     The root key never changes, so a step gets the words, and its new state the same key again.
     """
     words = getattr(key, "_base_array", None)  # what key_data reads, without a dispatch
-    return jax.random.key_impl(key), jax.random.key_data(key) if words is None else words
+    if words is None:  # a tracer's
+        return jax.random.key_impl(key), jax.random.key_data(key)
+    return _implementation(key.dtype) or _remembered(key), words
+
+
+_IMPLEMENTATIONS: dict[Any, Any] = {}  # by the dtype of keys: asked for at every step
+_implementation = _IMPLEMENTATIONS.get
+
+
+def _remembered(key: jax.Array) -> Any:
+    return _IMPLEMENTATIONS.setdefault(key.dtype, jax.random.key_impl(key))
 
 
 @jax.jit
 def copied(tree: PyTree) -> PyTree:
     """A copy of every array, with the same shardings: for who wants to keep what a step will consume."""
     return jax.tree.map(jnp.copy, tree)
+
+
+opened = jax.jit(unpacked)
+"""A step's metrics by name, for who stores them."""
+
+closed = jax.jit(packed)
+"""The metrics that `opened` gave, as steps take them."""
 
 
 def check_task(task: Any) -> None:
@@ -338,12 +376,17 @@ def check_task(task: Any) -> None:
         )
 
 
+_NUMBERS: set[type] = set()  # types of leaves found to be fine: looking them up is faster than `isinstance`
+
+
 def check_batch(batch: Any) -> None:
     """Refuse leaves that cannot be arrays on a device, by path."""
     for i, x in enumerate(jax.tree.leaves(batch)):
-        if isinstance(x, jax.Array | float | int) or (
-            isinstance(x, np.ndarray) and x.dtype.kind not in "OUSMm"
-        ):
+        kind = type(x)
+        if kind in _NUMBERS or (kind is np.ndarray and x.dtype.kind not in "OUSMm"):
+            continue
+        if isinstance(x, jax.Array | float | int):
+            _NUMBERS.add(kind)
             continue
         path = tree.paths(batch)[i]  # asked for only here: paths cost more than the rest of a dispatch
         if not hasattr(x, "dtype"):
@@ -361,7 +404,8 @@ def step_key(state: TrainState) -> jax.Array:
 
 def _donated(state: TrainState) -> tuple:
     # All but `step`, four bytes that stay readable, so that a spent state can say which step consumed it, and the
-    # key, which the next state has too.
+    # key, which the next state has too. Results come in this order too, the step after them: JAX pairs donated
+    # buffers with results in order, and a result in front would shift every counter into its neighbour's memory.
     return state.updates, state.params, state.opt_state, state.model_state
 
 
@@ -370,33 +414,54 @@ def _train_step(task, impl, step, updates, params, opt_state, model_state, bits,
     key = jax.random.wrap_key_data(bits, impl=impl)
     state = TrainState(step, updates, params, opt_state, model_state, key)
     state, new = _one_step(task, state, batch, weight)
-    return *_without_key(state), new if metrics is None else _metrics.merge(task, metrics, new)
+    return *_donated(state), _joined(task, metrics, new), state.step
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4, 5, 6, 10))
-def _train_steps(task, impl, step, updates, params, opt_state, model_state, bits, batches, weights, metrics):
+def _joined(task: Task, metrics: Packed | None, new: StepMetrics) -> Packed:
+    return packed(new if metrics is None else _metrics.merge(task, unpacked(metrics), new))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 11), donate_argnums=(3, 4, 5, 6, 10))
+def _train_steps(
+    task, impl, step, updates, params, opt_state, model_state, bits, batches, weights, metrics, log_every
+):
     key = jax.random.wrap_key_data(bits, impl=impl)
     state = TrainState(step, updates, params, opt_state, model_state, key)
     if metrics is None:
         first = jax.tree.map(lambda x: x[0], (batches, weights))
         shapes = jax.eval_shape(lambda s, x: _one_step_metrics(task, s, *x), state, first)
-        metrics = _metrics.empty_like(task, shapes)
+        accumulated = _metrics.empty_like(task, shapes)
+    else:
+        accumulated = unpacked(metrics)
 
     def body(carry, x):
         state, metrics = carry
         state, new = _one_step(task, state, *x)
-        return (state, _metrics.merge(task, metrics, new)), None
+        metrics = _metrics.merge(task, metrics, new)
+        return (state, metrics), _due_values(task, state.step, metrics, log_every) if log_every else None
 
-    (state, metrics), _ = _manual.scan(body, (state, metrics), (batches, weights))
-    return *_without_key(state), metrics
+    (state, accumulated), values = _manual.scan(body, (state, accumulated), (batches, weights))
+    return *_donated(state), packed(accumulated), values, state.step
 
 
-def _without_key(state: TrainState) -> tuple:
-    return state.step, *_donated(state)
+def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: int) -> Packed:
+    shapes = jax.eval_shape(lambda: packed(_metrics.compute(task, metrics)))
+    return jax.lax.cond(
+        step % log_every == 0,
+        lambda: packed(_metrics.compute(task, metrics)),
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _empty_metrics(task, train, state, batch, weight):
+    step = _one_step_metrics if train else _eval_step_metrics
+    shapes = jax.eval_shape(lambda s, *x: step(task, s, *x), state, batch, weight)
+    return packed(_metrics.empty_like(task, shapes))
 
 
 def _eval_step_metrics(task: Task, state: TrainState, batch: Batch, weight: Any) -> StepMetrics:
-    return eval_into(task, state, None, batch, weight)
+    return unpacked(eval_into(task, state, None, batch, weight))
 
 
 def _one_step_metrics(task: Task, state: TrainState, batch: Batch, weight: Any) -> StepMetrics:
@@ -405,23 +470,35 @@ def _one_step_metrics(task: Task, state: TrainState, batch: Batch, weight: Any) 
 
 def _one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[TrainState, StepMetrics]:
     key = step_key(state)
-    part = _gradients.batch_gradient(task, state.params, state.model_state, batch, key, state.step, weight)
+    scale = loss_scale(state.opt_state)
+    part = _gradients.batch_gradient(
+        task, state.params, state.model_state, batch, key, state.step, weight, scale
+    )
     loss, grads = _gradients.mean(part)
     trained, carried = tree.split(state.params)
 
     def value_and_grad_fn(trained: PyTree) -> tuple[jax.Array, PyTree]:
         """Loss and gradient of this batch, with this step's randomness, at other parameters."""
         params = tree.combine(tree.cast_like(trained, tree.split(state.params)[0]), carried)
-        again = _gradients.batch_gradient(task, params, state.model_state, batch, key, state.step, weight)
+        again = _gradients.batch_gradient(
+            task, params, state.model_state, batch, key, state.step, weight, scale
+        )
         return _gradients.mean(again)
 
-    extra = dict(value=loss, weight=part.weight, value_and_grad_fn=value_and_grad_fn)
+    extra = dict(value=loss, weight=part.weight, step=state.step, value_and_grad_fn=value_and_grad_fn)
+    stochastic = task.policy.stochastic_rounding  # type: ignore[union-attr]
+    if (
+        stochastic
+    ):  # the updates are added in float32, and what holds back or skips changes nothing there either
+        kept, trained = trained, jax.tree.map(tree.wide, trained)
     if isinstance(task.tx, transforms.Transform):
         trained, opt_state, applied = task.tx.apply(grads, state.opt_state, trained, **extra)
     else:
         trained, opt_state, applied = transforms.update_and_add(
             task.tx, grads, state.opt_state, trained, **extra
         )
+    if stochastic:
+        trained = precision.round_stochastically(trained, kept, fold_in_name(key, "rounding"))
     recorded = transforms.recorded(opt_state)
     new_state = TrainState(
         step=transforms.increment(state.step),
@@ -445,8 +522,9 @@ def _kept_model_state(old: PyTree, part: _gradients.Partial, recorded: dict[str,
     new = part.model_state
     if not transforms.is_positive(part.weight):
         new = tree.where(part.weight > 0, new, old)
-    if "skipped" in recorded:
-        new = tree.where(recorded["skipped"] > 0, old, new)
+    for name, skipped in recorded.items():
+        if name.rpartition("/")[2] == "skipped":
+            new = tree.where(skipped > 0, old, new)
     return new
 
 
@@ -462,19 +540,31 @@ def _eval_step(task, impl, step, params, model_state, bits, batch, weight, metri
         weight = weight.astype(jnp.float32)
     key = fold_in_name(jax.random.wrap_key_data(bits, impl=impl), "eval")
     ctx = Context(key=key, train=False, step=step, model_state=model_state)
-    new = _gradients.evaluate(task, params, batch, ctx, weight).metrics
-    new = new if task.axis_name is None else _gradients.merge_over_axis(task, new)
-    return new if metrics is None else _metrics.merge(task, metrics, new)
+    new = _gradients.evaluate_batch(task, params, batch, ctx, weight)
+    return _joined(task, metrics, new)
 
 
-_merge = jax.jit(_metrics.merge, static_argnums=0)
-_compute = jax.jit(_metrics.compute, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
+def _merge(task, a, b):
+    return packed(_metrics.merge(task, unpacked(a), unpacked(b)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _compute(task, metrics):
+    return _metrics.compute(task, unpacked(metrics))
+
+
+@partial(jax.jit, static_argnums=0)
+def computed(task, metrics):
+    """The values of `compute_metrics` as one array, with a leading axis of one, for who fetches them."""
+    return jax.tree.map(lambda x: x[None], packed(_metrics.compute(task, unpacked(metrics))))
 
 
 @partial(jax.jit, static_argnums=0)
 def _autodiff(task, state, batch, weight):
+    scale = loss_scale(state.opt_state)
     part = _gradients.batch_gradient(
-        task, state.params, state.model_state, batch, step_key(state), state.step, weight
+        task, state.params, state.model_state, batch, step_key(state), state.step, weight, scale
     )
     loss, grads = _gradients.mean(part)
     return loss, tree.cast_like(grads, tree.split(state.params)[0])

@@ -84,6 +84,8 @@ class Task(Value):
         batch's; a batch that does not divide is padded with weight 0.
       policy: dtypes of parameters, computation and outputs, a Policy or `"float32"`, `"bf16"`, `"fp16"`.
       axis_name: inside `shard_map` or `pmap`, the mapped axis (or axes) to sum gradients, loss and metrics over.
+        Elsewhere an axis of the mesh that the state is on: the step maps over it by itself, so that a loss sees
+        the rows of one device, and the gradient of several micro-batches crosses the mesh once.
 
     Raises:
       ConfigError: if an argument is of the wrong kind; a factory passed instead of its result is named.
@@ -117,6 +119,7 @@ class Task(Value):
         for name, m in user.items():
             if not isinstance(name, str):
                 raise ConfigError(f"`metrics` must have strings as names, got {name!r}")
+            _check.name("metrics", name)  # it becomes a column, a tag, a file
             if name == "loss" or name in RECORDED or name.startswith("loss/"):
                 raise ConfigError(
                     f"`metrics`: the name {name!r} is one the step reports itself; choose another"

@@ -48,6 +48,11 @@ TRANSFORMS = {
     "scale_by_rms": lambda: ft.scale_by_rms(),
     "skip_nonfinite": lambda: ft.skip_nonfinite(ft.optimizers.adamw(1e-3)),
     "skip_nonfinite around MultiSteps": lambda: ft.skip_nonfinite(ft.MultiSteps(ft.optimizers.sgd(0.1), 2)),
+    "skip_spikes": lambda: ft.skip_spikes(ft.optimizers.adamw(1e-3), 10.0, 4),
+    "dynamic_loss_scale": lambda: ft.dynamic_loss_scale(ft.optimizers.adamw(1e-3)),
+    "dynamic_loss_scale around MultiSteps": lambda: ft.dynamic_loss_scale(
+        ft.MultiSteps(ft.optimizers.sgd(0.1), 2)
+    ),
     "ema": lambda: ft.chain(ft.optimizers.sgd(0.1), ft.ema(0.9)),
     "lookahead": lambda: ft.lookahead(ft.optimizers.adamw(1e-3), 2),
     "sam": lambda: ft.sam(ft.optimizers.sgd(0.1)),
@@ -243,6 +248,7 @@ TASKS = {
         classify, ft.chain(ft.clip_by_norm(0.1), ft.optimizers.sgd(0.1, 0.9, nesterov=True))
     ),
     "MultiSteps": lambda: ft.Task(classify, ft.MultiSteps(ft.optimizers.adamw(1e-2), 2)),
+    "dynamic_loss_scale": lambda: ft.Task(classify, ft.dynamic_loss_scale(ft.optimizers.adamw(1e-2))),
     "optax": lambda: ft.Task(classify, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))),
 }
 

@@ -314,6 +314,23 @@ def test_laws(form):
     same(update(m.empty(), *jax.device_put(({"logits": z, "labels": y}, w), data)))
 
 
+@pytest.mark.parametrize("average", ["macro", "weighted", None])
+def test_more_than_the_capacity_is_an_error_of_the_loop_too(average):
+    def loss_fn(params, batch, ctx):
+        z = batch["z"] * params["w"]
+        return ft.losses.cross_entropy(z, batch["y"]).with_outputs(logits=z, labels=batch["y"])
+
+    m = metrics.roc_auc(3, average=average, exact=True, capacity=6)
+    task = ft.Task(loss_fn, ft.optimizers.sgd(0.1), {"auc": m})
+    state = ft.init_state(task, {"w": np.float32(1)})
+    rng = np.random.default_rng(0)
+    data = {"z": rng.normal(size=(7, 3)).astype(np.float32), "y": np.array([0, 1, 2, 0, 1, 2, 0])}
+    fits = jax.tree.map(lambda x: x[:6], data)
+    assert np.all(np.isfinite(ft.evaluate(task, state, fits, batch_size=3)["auc"]))
+    with pytest.raises(DataError, match="metric `auc` was given more rows than its `capacity`"):
+        ft.evaluate(task, state, data, batch_size=3)
+
+
 def test_more_than_the_capacity_is_an_error_and_no_number():
     m = metrics.roc_auc(exact=True, capacity=4)
     outputs = {"logits": jnp.array([0.1, 0.4, 0.35, 0.8]), "labels": jnp.array([0, 0, 1, 1])}

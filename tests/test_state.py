@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import fntrain as ft
+from fntrain import _state
 
 
 def loss_fn(params, batch, ctx):
@@ -227,3 +228,20 @@ def test_rules_that_do_not_fit_are_errors(rules, words):
 def test_rules_need_a_mesh():
     with pytest.raises(ft.ConfigError, match="`mesh`"):
         ft.init_state(TASK, {"w": W}, rules=[(".*", P())])
+
+
+def test_states_of_one_form_compile_once_and_functions_are_traced_anew():
+    task = ft.Task(lambda p, b, ctx: b @ p["w"], ft.optimizers.adamw(1e-3))
+    before = _state._made._cache_size()
+    states = [ft.init_state(task, {"w": np.full(3, i, np.float32)}, key=i) for i in range(3)]
+    assert _state._made._cache_size() == before + 1
+    assert [float(s.params["w"][0]) for s in states] == [0.0, 1.0, 2.0]
+
+    width = 3
+
+    def init_params(key):
+        return {"w": jnp.ones(width)}
+
+    assert ft.init_state(task, init_params).params["w"].shape == (3,)
+    width = 4  # as a notebook cell does
+    assert ft.init_state(task, init_params).params["w"].shape == (4,)

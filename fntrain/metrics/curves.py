@@ -63,7 +63,8 @@ def roc_auc(
       bins: a power of two up to 65,536; None is 16,384, or 1,024 a class. With logits the bound is about
         2.6 / bins; it grows where scores crowd together.
       exact: True keeps the scores instead of counting them in bins.
-      capacity: how many rows `exact=True` keeps. More is a DataError in `compute`, or NaN where it is traced.
+      capacity: how many rows `exact=True` keeps. More is a DataError in `compute`; where that is traced, as in a
+        step's metrics, a value of NaN with a bound of infinity, which `fit` and `evaluate` raise as that error.
       from_logits: False for probabilities in [0, 1], which are binned finely near 0 and 1.
       logits: the key of the scores: `[…]` or `[…, 2]` for two classes (any score that orders the rows will do in
         `[…]`), `[…, C]` for more.
@@ -441,8 +442,10 @@ def _averaged(
         capacity = acc.scores.shape[0]
         _check_capacity(acc.rows, capacity)
         value, positives = jax.vmap(lambda s, m: of_kept(s, m, weighted), in_axes=1)(acc.scores, acc.marks)
-        value = jnp.where(acc.rows <= capacity, value, jnp.nan)
-        return Bounded(value, jnp.where(jnp.isnan(value), jnp.nan, jnp.float32(ROUNDING))), positives
+        fits = acc.rows <= capacity
+        value = jnp.where(fits, value, jnp.nan)
+        bound = jnp.where(jnp.isnan(value), jnp.nan, jnp.float32(ROUNDING))
+        return Bounded(value, jnp.where(fits, bound, jnp.inf)), positives
 
     def compute(acc):
         each, positives = areas(acc)
