@@ -5,6 +5,7 @@ metrics `(empty, update, merge, compute)`. Three verbs over one pytree: `init_st
 """
 
 from . import (
+    callbacks as callbacks,
     losses as losses,
     metrics as metrics,
     optimizers as optimizers,
@@ -29,6 +30,7 @@ from ._check import (
     RunLockedError as RunLockedError,
 )
 from ._loss import Loss as Loss
+from ._provenance import BadStep as BadStep, bad_step as bad_step
 from ._state import TrainState as TrainState, init_state as init_state
 from ._step import (
     compute_gradients as compute_gradients,
@@ -40,14 +42,16 @@ from ._step import (
     train_steps as train_steps,
 )
 from ._task import Context as Context, Task as Task
-from .loop import callbacks as callbacks
 from .loop.checkpoint import (
     Checkpointer as Checkpointer,
     Keep as Keep,
     restore_params as restore_params,
 )
 from .loop.data import data_loader as data_loader
-from .loop.fit import FitResult as FitResult, evaluate as evaluate, fit as fit
+from .loop.epoch import evaluate as evaluate, run_epoch as run_epoch, steps as steps
+from .loop.export import export as export, load as load
+from .loop.fit import FitResult as FitResult, fit as fit
+from .loop.split import split as split
 from .precision import Policy as Policy
 from .transforms import (
     MultiSteps as MultiSteps,
@@ -59,6 +63,7 @@ from .transforms import (
     clip_by_leaf_norm as clip_by_leaf_norm,
     clip_by_norm as clip_by_norm,
     clip_by_value as clip_by_value,
+    dynamic_loss_scale as dynamic_loss_scale,
     ema as ema,
     freeze as freeze,
     hyperparams as hyperparams,
@@ -74,6 +79,7 @@ from .transforms import (
     scale_by_rms as scale_by_rms,
     set_hyperparams as set_hyperparams,
     skip_nonfinite as skip_nonfinite,
+    skip_spikes as skip_spikes,
     stop_on_plateau as stop_on_plateau,
     with_hyperparams as with_hyperparams,
 )

@@ -6,7 +6,9 @@ check takes a function that makes the thing under test, so that "equal calls mak
 
 import itertools
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _step, precision, tree
+from . import _check, _step, precision, tree
 from ._state import init_state
 from ._task import Task
 from ._typing import Batch, Params, PyTree
@@ -283,6 +285,77 @@ def check_task(
     _require(
         float(_step.compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", ""
     )
+
+
+def assert_resumable(
+    make_run: Callable[[Path, int], Any], at: int | Sequence[int], *, steps: int | None = None
+) -> None:
+    """The law of a run: N steps, and k steps, a new start, and the other N - k, give the same bits.
+
+    It runs N steps twice to see that the run is a function of its arguments at all, and then for each k a run of
+    k steps and one that resumes it. State and history are compared bitwise, NaN included; columns of the
+    history in which the first two runs differ (times, memory) are left out.
+
+    Args:
+      make_run: `(run_dir, steps) -> FitResult`, a run of so many steps in all, which goes on with what is in
+        `run_dir`. It builds all it needs (task, state, data, callbacks) anew, as a new process would: whatever
+        it shares between calls is what this check cannot see.
+      at: the k to stop at, one or several: inside an epoch and at its edge, inside an accumulation window.
+      steps: N; None takes twice the largest k, and one.
+
+    Raises:
+      LawError: naming k, and the leaf or column that differs; or that a run did not stop at k, or left no
+        checkpoint to resume from.
+      ConfigError: if a k is not between 1 and N.
+
+    Examples:
+      >>> import fntrain as ft, numpy as np
+      >>> def make_run(run_dir, steps):
+      ...     task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], b), ft.optimizers.adam(0.1))
+      ...     state = ft.init_state(task, {"w": np.float32(0)})
+      ...     data = np.linspace(-1, 1, 12, dtype=np.float32)
+      ...     options = dict(batch_size=4, run_dir=run_dir, resume=True, progress=False)
+      ...     return ft.fit(task, state, data, steps=steps, **options)
+      >>> ft.testing.assert_resumable(make_run, at=4)
+    """
+    stops = [_check.integer("at", k, at_least=1) for k in (at if isinstance(at, Sequence) else [at])]
+    steps = 2 * max(stops, default=1) + 1 if steps is None else _check.integer("steps", steps, at_least=1)
+    if not stops or max(stops) > steps:
+        raise _check.ConfigError(f"`at` must hold steps of 1 to {steps}, got {at!r}")
+    with tempfile.TemporaryDirectory() as root:
+        straight, again = (_outcome(make_run(Path(root, name), steps)) for name in ("straight", "again"))
+        noisy = {name for name in _unequal(straight, again) if name.startswith("history/")}
+        wrong = _unequal(straight, again, noisy)
+        _require(not wrong, "equal runs give equal bits", f"two runs differ in {tree.some(wrong)}")
+        for k in stops:
+            directory = Path(root, f"at {k}")
+            stopped = make_run(directory, k)
+            reached = int(getattr(stopped, "state", stopped).step)
+            _require(reached == k, "a run of k steps ends at k", f"asked for {k} steps, it made {reached}")
+            left = directory.is_dir() and any(directory.iterdir())
+            _require(left, "a run leaves what it can be resumed from", "nothing is in `run_dir`")
+            wrong = _unequal(straight, _outcome(make_run(directory, steps)), noisy)
+            law = "a resumed run is the run"
+            _require(not wrong, law, f"stopped at step {k} and resumed, it differs in {tree.some(wrong)}")
+
+
+def _outcome(result: Any) -> dict[str, tuple]:
+    """The bits of a run by name: the leaves of its state, the columns of its history."""
+    state = getattr(result, "state", result)
+    leaves = {f"state/{path}": x for path, x in tree.items(state)}
+    keys = {name for name, x in leaves.items() if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)}
+    arrays = {name: np.asarray(jax.random.key_data(x) if name in keys else x) for name, x in leaves.items()}
+    bits = {name: (x.dtype.name, x.shape, x.tobytes()) for name, x in arrays.items()}
+    history = getattr(result, "history", {})
+    rows = {f"history/{name}": history[name] for name in history}
+    return bits | {
+        n: tuple(x.tobytes() if isinstance(x, np.ndarray) else repr(x) for x in column)
+        for n, column in rows.items()
+    }
+
+
+def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    return [name for name in {**a, **b} if a.get(name) != b.get(name) and name not in but]
 
 
 def _close(a: PyTree, b: PyTree, tolerance: float) -> bool:

@@ -16,12 +16,14 @@ from fntrain.loop.callbacks import (
     CSVLogger,
     GradientStats,
     JSONLogger,
+    LoopContext,
     MetricLogger,
     Profiler,
     ProgressBar,
     ResourceMonitor,
     TensorBoardLogger,
 )
+from fntrain.loop.callbacks.monitors import _histogram
 from fntrain.loop.writers import read_rows
 
 RNG = np.random.default_rng(0)
@@ -125,8 +127,8 @@ def test_tensorboard_reads_back_the_same_scalars(tmp_path):
         assert found.pop(name) == want, name
     assert found.pop("nested/a") == [(6, 1.0), (12, 1.0), (18, 1.0)]
     assert found.pop("nested/b") == [(6, 2.0), (12, 2.0), (18, 2.0)]
-    # Running means, at the steps they were measured at: one log window before they were fetched.
-    assert [step for step, _ in found["running/loss"]] == [2, 4, 8, 10, 14, 16]
+    # Running means, at the steps they were measured at, which is before they were fetched.
+    assert [step for step, _ in found["running/loss"]] == list(range(2, 19, 2))
     assert {name.split("/")[0] for name in found} == {"running", "grad_norm_max", "clip_factor"}
 
 
@@ -218,6 +220,104 @@ def test_gradient_stats_change_nothing_and_need_no_second_step_program(caplog, t
     assert sorted(rows[0]["layer_update_ratio"]) == ["layer", "scale"]
 
 
+class Keeps:
+    """What a callback behind GradientStats sees of its histograms, by epoch."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_epoch_begin(self, ctx):
+        assert ctx.histograms == {}
+
+    def on_epoch_end(self, ctx):
+        self.seen[ctx.epoch] = dict(ctx.histograms)
+
+
+def test_histograms_equal_numpy():
+    keeps = Keeps()
+    kwargs = dict(data=(X[:16], Y[:16]), shuffle=False, batch_size=4)
+    run(epochs=3, callbacks=[GradientStats(every=2, histograms=True), keeps], **kwargs)
+    assert keeps.seen[1] == keeps.seen[3] == {}  # formed only when due
+    found = keeps.seen[2]
+    assert sorted(found) == ["gradients/layer", "gradients/scale", "params/layer", "params/scale"]
+    p = jax.tree.map(np.asarray, run(epochs=2, **kwargs).state.params)
+    numbers = np.append(p["layer"]["b"], p["layer"]["w"]).astype(np.float64)
+    drawn = found["params/layer"]
+    counts, edges = np.histogram(numbers, 64)
+    assert drawn.counts.tolist() == counts.tolist()
+    np.testing.assert_allclose(drawn.edges, edges, rtol=1e-12)
+    np.testing.assert_allclose(drawn.sum, numbers.sum(), rtol=1e-5)
+    np.testing.assert_allclose(drawn.sum_of_squares, (numbers**2).sum(), rtol=1e-5)
+    # One number alone stands in the middle of a range of one.
+    alone = found["params/scale"]
+    assert (alone.counts.sum(), alone.counts[32]) == (1, 1)
+    np.testing.assert_allclose(alone.edges[[0, -1]], [p["scale"] - 0.5, p["scale"] + 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        (np.random.default_rng(0).normal(size=5000), None),
+        ([np.nan, 1.0, np.inf, -np.inf, 3.0, 3.0], [1.0, 3.0, 3.0]),
+        ([-3e38, 3e38, 0.0], None),  # finite, though their range is not
+        ([1e-42, 3e-42, 2e-42], "same"),
+        ([np.nan], []),
+    ],
+)
+def test_histograms_of_odd_numbers(numbers, expected):
+    x = np.asarray(numbers, np.float32)
+    counts, low, high, total, squares = jax.device_get(_histogram([jnp.asarray(x)]))
+    if expected == "same":  # denormals, which the device may take for zero
+        assert counts.sum() == 3
+        return
+    finite = (x if expected is None else np.asarray(expected, np.float32)).astype(np.float64)
+    assert counts.sum() == len(finite)
+    if len(finite):
+        assert (low, high) == (finite.min(), finite.max())
+        want = np.histogram(finite, len(counts))[0]
+        # Float32 may put a number that lies on an edge on its other side.
+        assert np.abs(counts - want).sum() <= 4
+        np.testing.assert_allclose(total, finite.sum(), rtol=1e-5, atol=1e-3)
+    assert not np.isnan(squares)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_reads_back_the_histograms(tmp_path):
+    pytest.importorskip("tensorboardX")
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    keeps = Keeps()
+    run(epochs=2, callbacks=[GradientStats(2, histograms=True), keeps, TensorBoardLogger(tmp_path)])
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    assert sorted(events.Tags()["histograms"]) == sorted(keeps.seen[2])
+    for name, drawn in keeps.seen[2].items():
+        (event,) = events.Histograms(name)
+        value = event.histogram_value
+        assert event.step == 6
+        assert value.num == drawn.counts.sum()
+        assert sum(value.bucket) == value.num
+        np.testing.assert_allclose([value.min, value.max], drawn.edges[[0, -1]], rtol=1e-6)
+        np.testing.assert_allclose([value.sum, value.sum_squares], drawn[2:], rtol=1e-6)
+
+
+def test_a_batch_is_not_kept_over_the_next_epoch():
+    kept = []
+
+    class Looks:
+        wants_batch = True
+
+        def on_epoch_begin(self, ctx):
+            kept.append(ctx.last_batch)
+
+        def on_epoch_end(self, ctx):
+            kept.append(ctx.last_batch is not None)
+
+        def on_fit_end(self, ctx):
+            kept.append(ctx.last_batch)
+
+    run(epochs=2, callbacks=[Looks()])
+    assert kept == [None, True, None, True, None]
+
+
 def test_a_batch_is_only_kept_for_who_wants_it():
     kept = []
 
@@ -256,6 +356,18 @@ def test_resources_are_measured_or_absent(monkeypatch):
     assert row["device_memory_mib"] == 3
     assert "device_memory_peak_mib" not in row
     assert "host_memory_mib" not in row
+
+
+def test_the_wait_for_data_is_that_of_the_epoch():
+    ctx, monitor = LoopContext(TASK, start()), ResourceMonitor()
+    seen = []
+    for ctx.data_seconds, after in ((0.5, 2.0), (2.0, 2.25), (None, None)):
+        ctx.logs = {}
+        monitor.on_epoch_begin(ctx)
+        ctx.data_seconds = after
+        monitor.on_epoch_end(ctx)
+        seen.append(ctx.logs.get("data_seconds"))
+    assert seen == [1.5, 0.25, None]  # not known is not in the row
 
 
 def test_a_trace_of_the_chosen_steps(tmp_path):

@@ -94,20 +94,22 @@ class Recorder:
 def test_the_order_of_events_is_one_recorded_list():
     # init, then for each epoch: train, validate, callbacks; then next or done.
     recorder = Recorder()
-    run(epochs=2, validation_data=(XV, YV), callbacks=[recorder], log_every=2)
+    run(epochs=2, validation_data=(XV, YV), callbacks=[recorder], log_every=2, steps_per_call=1)
     assert recorder.events == [
         ("on_fit_begin", 1, 0),
         ("on_epoch_begin", 1, 0),
         ("on_step_end", 1, 1),
-        ("on_step_end", 1, 2),  # a log point, whose values are fetched at the next one
+        ("on_step_end", 1, 2),  # a log point, whose values are fetched at the next one, or at the epoch's end
         ("on_step_end", 1, 3),
+        ("on_log", 1, 3),
         ("on_validation_end", 1, 3),
         ("on_epoch_end", 1, 3),
         ("on_epoch_begin", 2, 3),
         ("on_step_end", 2, 4),
         ("on_step_end", 2, 5),
         ("on_step_end", 2, 6),
-        ("on_log", 2, 6),
+        ("on_log", 2, 6),  # of step 4
+        ("on_log", 2, 6),  # and of step 6
         ("on_validation_end", 2, 6),
         ("on_epoch_end", 2, 6),
         ("on_fit_end", 2, 6),
@@ -123,8 +125,8 @@ def test_logs_say_at_which_step_they_were_measured():
             self.steps.append((ctx.step, ctx.logs["step"]))
 
     reads = Reads()
-    run(steps=9, data=(np.tile(X, (4, 1)), np.tile(Y, 4)), callbacks=[reads], log_every=2)
-    assert reads.steps == [(4, 2), (6, 4), (8, 6)]
+    run(steps=9, data=(np.tile(X, (4, 1)), np.tile(Y, 4)), callbacks=[reads], log_every=2, steps_per_call=1)
+    assert reads.steps == [(4, 2), (6, 4), (8, 6), (9, 8)]  # one window late, and the last at the end
 
 
 def test_an_error_says_whose_it_is_and_leaves_the_files_whole(tmp_path):
@@ -176,6 +178,120 @@ def test_one_that_cannot_close_does_not_keep_others_open():
     with pytest.raises(OSError, match="cannot close"):
         callbacks.close()
     assert len(closed) == 6
+
+
+def test_methods_in_keras_form():
+    # An epoch counted from 0, as there, and the logs, which are those of the row.
+    class Keras:
+        def __init__(self):
+            self.calls = []
+
+        def on_train_begin(self, logs=None):
+            self.calls.append("begin")
+
+        def on_epoch_begin(self, epoch):
+            self.calls.append(epoch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.calls.append((epoch, logs["epoch"]))
+            logs["mine"] = 10 * epoch
+
+        def on_train_end(self, logs=None):
+            self.calls.append("end")
+
+    keras = Keras()
+    history = run(epochs=2, callbacks=[keras, EarlyStopping("mine", mode="max")]).history
+    assert keras.calls == ["begin", 0, (0, 1), 1, (1, 2), "end"]
+    assert history["mine"] == [0, 10]
+
+
+def test_an_error_in_keras_form_says_whose_it_is():
+    class Breaks:
+        def on_epoch_end(self, epoch, logs):
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError) as caught:
+        run(epochs=1, callbacks=[Breaks()])
+    assert "Breaks in on_epoch_end" in caught.value.__notes__[0]
+
+
+class _Nothing:
+    def on_epoch_end(self):
+        pass
+
+
+class _Trainer:
+    def on_epoch_end(self, trainer, module):
+        pass
+
+
+class _Typo:
+    def on_epoch_end(self, ctx):
+        pass
+
+    def on_epoch_ends(self, ctx):
+        pass
+
+
+class _Batches:
+    def on_train_batch_end(self, batch, logs=None):
+        pass
+
+
+class _OfKeras:
+    __module__ = "keras.src.callbacks.callback"
+
+    def on_epoch_end(self, epoch, logs=None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (_Nothing(), r"`on_epoch_end` of _Nothing must take one argument.*`def on_epoch_end\(self, ctx\)`"),
+        (_Trainer(), r"got `on_epoch_end\(trainer, module\)`"),
+        (_Typo(), r"nothing calls `on_epoch_ends` of _Typo.*did you mean 'on_epoch_end'"),
+        (_Batches(), r"nothing calls `on_train_batch_end` of _Batches.*on_step_end"),
+        (_OfKeras(), r"_OfKeras is a callback of Keras, .*`fntrain.callbacks`"),
+        (EarlyStopping, r"write `EarlyStopping\(\)`"),
+        (3, "must hold functions"),
+        (object(), "must hold functions"),
+    ],
+)
+def test_what_is_no_callback_is_refused_before_anything_runs(callback, message):
+    with pytest.raises(ft.ConfigError, match=message):
+        run(callbacks=[NoStep(), callback])
+
+
+def test_every_form_of_one_argument_is_a_callback():
+    seen = []
+
+    class Forms:
+        def on_fit_begin(self, context):  # its name is free
+            seen.append("named")
+
+        @staticmethod
+        def on_epoch_begin(ctx):
+            seen.append("static")
+
+        def on_epoch_end(self, *arguments, **options):
+            seen.append(len(arguments))
+
+        on_fit_end = seen.append  # a built-in, without a signature to look at
+
+    run(epochs=1, callbacks=[Forms()])
+    assert seen[:3] == ["named", "static", 1]
+    assert isinstance(seen[3], LoopContext)
+
+
+def test_the_short_name_is_a_module():
+    from fntrain.callbacks import EarlyStopping as short
+
+    assert short is EarlyStopping
+    import fntrain.loop.callbacks as long
+
+    shipped = {name for name in vars(long) if name[0].isupper()}
+    assert {name: getattr(ft.callbacks, name) for name in shipped} == {n: getattr(long, n) for n in shipped}
 
 
 def test_a_callback_list_is_iterable_and_a_callback():
@@ -278,8 +394,15 @@ def test_bad_arguments_are_refused():
         (lambda: ReduceLROnPlateau(min_lr=-1), "min_lr"),
         (lambda: ReduceLROnPlateau(min_delta=math.nan), "min_delta"),
         (lambda: LearningRateScheduler(0.1), "function"),
+        (lambda: LearningRateScheduler(), "`function` or `scheduler`"),
+        (lambda: LearningRateScheduler(lambda e: 0.1, scheduler="cosine"), "one of the two"),
+        (lambda: LearningRateScheduler(lambda e: 0.1, steps=3), "`steps` is for a scheduler by name"),
+        (lambda: LearningRateScheduler("reduce_on_plato"), "did you mean 'reduce_on_plateau'"),
+        (lambda: LearningRateScheduler("cosine", start=0.1), "`scheduler` 'cosine'.*steps"),
+        (lambda: LearningRateScheduler("cosine", start=0.1, steps=0), "`steps`"),
+        (lambda: LearningRateScheduler(scheduler="reduce_on_plateau", factor=2.0), "factor"),
         (lambda: NaNGuard(patience=0), "patience"),
-        (lambda: NaNGuard(action="rollback"), "action"),
+        (lambda: NaNGuard(action="abort"), "action"),
     ]
     for make, name in bad:
         with pytest.raises(ft.ConfigError, match=name):
@@ -419,6 +542,22 @@ def test_the_rate_changes_without_another_compile(caplog):
         r = X.astype(np.float64) @ w + b - Y
         w, b = w - rate * (2 * r[:, None] * X).mean(0), b - rate * (2 * r).mean()
     np.testing.assert_allclose(result.state.params["w"], w, rtol=1e-5)
+
+
+def test_a_scheduler_by_name(caplog):
+    # Rate × 0.1 after the fifth epoch in a row that is no better than the first.
+    plateau = LearningRateScheduler(scheduler="reduce_on_plateau", factor=0.1, patience=5, monitor="flat")
+    result, programs = compiled(
+        caplog, lambda: run(epochs=8, callbacks=[lambda logs: {"flat": 1.0}, plateau])
+    )
+    np.testing.assert_allclose(result.history["learning_rate"], [RATE] * 6 + [RATE / 10] * 2, rtol=1e-6)
+    assert len(programs) <= 1
+    assert isinstance(plateau, ReduceLROnPlateau)  # with its state, which test_stopped_and_resumed is about
+    # A schedule counts epochs from 0: the first has the rate it starts with.
+    state, cosine = start(), LearningRateScheduler("cosine", start=1.0, steps=2)
+    with jax.transfer_guard("disallow"):
+        result = run(state=state, epochs=4, callbacks=[cosine])
+    np.testing.assert_allclose(result.history["learning_rate"], [1.0, 0.5, 0.0, 0.0], atol=1e-7)
 
 
 def test_a_scheduler_over_a_schedule_and_over_groups():
@@ -593,7 +732,9 @@ def test_nan_guard_counts_skipped_steps_in_a_row():
     kwargs = dict(data=data, shuffle=False, epochs=1)
     assert run(task, callbacks=[NaNGuard(4)], **kwargs).stop_reason is None
     result = run(task, callbacks=[NaNGuard(3)], **kwargs)
-    assert result.stop_reason == "3 steps in a row were skipped, as not finite"
+    assert result.stop_reason.startswith(
+        "3 steps in a row were skipped, as not finite; most recently, step 9: gradient of `b` has "
+    )
     # Log windows of 2: counted at step 8, read at the log point 10.
     result = run(task, callbacks=[NaNGuard(3)], log_every=2, **kwargs)
     assert int(result.state.step) == 10

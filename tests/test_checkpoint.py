@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -232,6 +231,13 @@ def test_extra_comes_back(tmp_path):
     assert back == {k: v for k, v in extra.items() if k in back}
 
 
+def test_dicts_in_extra_keep_their_order(tmp_path):
+    rows = [{"z": 1, "a": 2}, {"b": {"y": 0, "x": 1}, 3: 0, "a": 1}]
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(simple(), step=0, extra={"rows": rows, "more": 1})
+    assert json.dumps(Checkpointer(tmp_path).extra()) == json.dumps({"rows": rows, "more": 1})
+
+
 # Strictness
 
 
@@ -372,11 +378,15 @@ def test_arguments_are_checked(tmp_path):
         {"every": 0},
         {"best": "val_loss"},
         {"best": ("val_loss", "least")},
+        {"best": ("../x", "min")},
+        {"best": ("", "min")},
+        {"best": ("a\nb", "min")},
     ):
         with pytest.raises(ConfigError, match=next(iter(arguments))):
             Keep(**arguments)
-    with pytest.raises(ConfigError, match="directory"):
-        Checkpointer("gs://bucket/run")
+    for bad in ("gs://bucket/run", "", "a\0b", "x" * 300, None, 3):
+        with pytest.raises(ConfigError, match="`directory` must"):
+            Checkpointer(bad)
     with pytest.raises(ConfigError, match="keep"):
         Checkpointer(tmp_path, keep=3)
     file = tmp_path / "file"
@@ -594,6 +604,15 @@ def test_if_every_step_is_damaged_that_is_an_error(two_steps, tmp_path):
         Checkpointer(tmp_path / "nowhere").restore(states[1])
 
 
+def test_what_stands_in_the_place_of_steps_is_named(tmp_path):
+    (tmp_path / "5").mkdir()
+    (tmp_path / "5" / "state.pkl").write_bytes(b"")
+    (tmp_path / "7.pt").write_bytes(b"")
+    (tmp_path / "notes").write_text("")
+    with pytest.raises(CheckpointError, match=r"not Orbax checkpoints, and never unpickled: `5`, `7\.pt`$"):
+        restore_params(tmp_path)
+
+
 def test_a_newer_format_is_refused_by_name(two_steps, tmp_path, monkeypatch):
     original, states = two_steps
     monkeypatch.setattr(checkpoint, "FORMAT", 0)
@@ -656,12 +675,13 @@ def test_check_raises_a_failure_without_waiting(tmp_path, monkeypatch):
     checkpoints.check()
     checkpoints.save(simple(), step=1)
     checkpoints.check()  # still running: nothing to say yet
+    assert not checkpoints.failed()
     gate.set()
-    deadline = time.monotonic() + 10
-    while not checkpoints._pending.done():
-        assert time.monotonic() < deadline
+    assert checkpoints.failed(wait=True)
+    assert checkpoints.failed()  # until it is said
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoints.check()
+    assert not checkpoints.failed()
     checkpoints.close()
 
 

@@ -10,17 +10,20 @@ PACKAGE = Path(fntrain.__file__).parent
 # Low to high. A module imports from lower layers only, or from within its own package.
 LAYERS = [
     ["_typing", "_check", "_value"],
-    ["tree", "_manual"],
-    ["schedules", "losses", "_loss", "precision", "sharding", "metrics", "scores", "transforms"],
+    ["tree", "_manual", "_explicit", "_processes"],
+    ["_provenance"],
+    ["schedules", "losses", "_loss", "precision", "_sharding", "metrics", "scores", "transforms"],
     ["optimizers"],
-    ["_task"],
+    ["_task", "_packed"],
     ["_state", "_metrics"],
     ["_gradients"],
+    ["_plan"],
+    ["sharding"],
     ["_numerical"],
     ["_step"],
     ["interop", "testing"],
     ["loop"],
-    ["plots", "tools"],
+    ["plots", "tools", "callbacks"],
     ["demo", "cli"],
 ]
 # Inside a layer of several modules, who may look at whom.
@@ -32,7 +35,7 @@ BESIDE = {
     ("cli", "demo"),
     ("tools", "plots"),
 }
-HOST = ["interop", "testing", "loop", "plots", "tools", "demo", "cli"]
+HOST = ["interop", "testing", "loop", "plots", "tools", "callbacks", "demo", "cli"]
 
 
 def rank(top: str) -> int:

@@ -454,6 +454,96 @@ def test_nan_is_shown_and_never_best():
 # What it costs.
 
 
+class Cells:
+    """A notebook's output, as the kernel sees it."""
+
+    def __init__(self, monkeypatch):
+        self.shown = []
+        monkeypatch.setattr("IPython.display.display", self.display)
+
+    def display(self, page, display_id):
+        assert display_id is True
+        self.shown.append(page._repr_html_())
+        return self
+
+    def update(self, page):
+        self.shown.append(page._repr_html_())
+
+    def table(self):
+        rows = re.findall(r"<tr>(.*?)</tr>", self.shown[-1])
+        return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_in_a_notebook_one_output_is_replaced(monkeypatch):
+    pytest.importorskip("IPython")
+    cells, run = Cells(monkeypatch), Run(epochs=2, steps=20)
+    run.bar._given = Console(file=run.out, force_jupyter=True)
+    run.begin()
+    assert "epoch 1/2, step  0/10" in cells.shown[-1]
+    assert "compiling the first step" in cells.shown[-1]
+    run.steps(1, 9.0)
+    before = len(cells.shown)
+    run.steps(8, 0.25)
+    assert len(cells.shown) - before == 4  # every half second
+    run.ctx.logs = {"loss": 0.5, "a<b": 2.0, "learning_rate": 0.1}
+    run.bar.on_log(run.ctx)
+    run.steps(1, 1.0)
+    # 9 steps in 3 s, 10 to go.
+    for text in (
+        "step 10/10, ETA 0:03",
+        "value='0.5000'",
+        "loss 0.5000 · lr 0.1000 · a&lt;b 2",
+        "3 steps/s",
+    ):
+        assert text in cells.shown[-1], text
+    run.end_epoch({"loss": 0.5, "val_loss": 0.25})
+    run.ctx.epoch = 2
+    run.end_epoch({"loss": math.nan, "val_loss": 0.75, "late": 1.5})
+    assert cells.table() == [
+        ["epoch", "loss", "val_loss", "late", "steps/s"],
+        ["1/2", "0.5000", "<b>0.2500</b>", "-", "3"],
+        ["2/2", "nan", "0.7500", "1.500", "3"],
+    ]
+    assert "color:#c00;text-align:right'>nan" in cells.shown[-1]
+    run.bar.on_fit_end(run.ctx)
+    assert "<progress" not in cells.shown[-1]
+    assert "<b>done</b><br><small>2 epochs, 10 steps in 0:12" in cells.shown[-1]
+    assert len(cells.table()) == 3
+    assert run.out.getvalue() == ""
+
+
+def test_a_long_run_shows_its_last_epochs_in_a_notebook(monkeypatch):
+    pytest.importorskip("IPython")
+    cells, run = Cells(monkeypatch), Run(epochs=50)
+    run.bar._given = Console(file=run.out, force_jupyter=True)
+    run.begin()
+    for run.ctx.epoch in range(1, 31):
+        run.end_epoch({"loss": 1.0})
+    assert "the last 20 of 30 epochs" in cells.shown[-1]
+    assert [row[0] for row in cells.table()[1:]] == [f"{n}/50" for n in range(11, 31)]
+    assert max(map(len, cells.shown)) < 5000
+
+
+def test_the_table_loses_columns_in_a_narrow_window_and_not_its_digits():
+    heads = {}
+    for width in (32, 38, 46, 80):
+        run = Run(terminal=True, width=width).begin()
+        for loss in (0.123456, 0.0123456):
+            run.end_epoch({"loss": loss, "val_accuracy": 1 - loss, "learning_rate": 1.234e-5})
+        run.bar.on_fit_end(run.ctx)
+        end = screen(run.out.getvalue())
+        start = next(i for i, line in enumerate(end) if line.endswith("last"))
+        assert not any("…" in line for line in end[start:])
+        heads[width] = end[start].split()
+        assert any("0.9877" in line and "val_accuracy" in line for line in end[start:])
+    assert heads == {
+        32: ["last"],
+        38: ["best", "last"],
+        46: ["best", "last"],
+        80: ["first", "best", "at", "epoch", "last"],
+    }
+
+
 def test_drawing_is_rare():
     run = Run(terminal=True, steps=10**6, steps_per_epoch=10**6).begin()
     run.steps(1, 1.0)

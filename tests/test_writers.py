@@ -147,6 +147,7 @@ def test_no_text_is_a_formula_and_numbers_are_left_alone(tmp_path):
         "-1",
         "@sum",
         "\tx",
+        "  =1+1",
         "'quoted",
         "12",
         "nan",
@@ -164,7 +165,9 @@ def test_no_text_is_a_formula_and_numbers_are_left_alone(tmp_path):
     with open(path, newline="") as file:
         header, cells, _ = csv.reader(file)
     assert cells[0] == "-1.5"
-    assert not [cell for cell in [*header, *cells[1:]] if cell[:1] in tuple("=+-@\t")]
+    assert not [
+        cell for cell in [*header, *cells[1:]] if cell.lstrip()[:1] in tuple("=+-@") or cell[:1] == "\t"
+    ]
     assert read_rows(path) == [row, row]
 
 

@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, tree
+from .. import _check, sharding, tree
 from .._check import CheckpointCorruptError, CheckpointError, CheckpointMismatchError, ConfigError
 from .._typing import Params, PyTree
+from . import parts
 
 FORMAT = 1
 # A finished step is named by its number; `5.v2` is a second save of step 5, and replaces `5` by being there.
@@ -72,6 +73,7 @@ class Keep:
                 raise ConfigError(
                     f'`best` must be a pair such as ("val_loss", "min") or None, got {self.best!r}'
                 )
+            _check.name("best", pair[0])
             _check.one_of("best", pair[1], ("min", "max"))
             object.__setattr__(self, "best", pair)
 
@@ -102,6 +104,8 @@ class Checkpointer:
     and one JSON document with everything else and a digest of every leaf. A half-written, half-deleted or
     foreign directory is not a step. Nothing on the way back runs code that a file names.
 
+    Of several processes all have to save, into a directory that all of them see: each writes its own parts of
+    what is split over them, and `save` returns when everything is written. In one process,
     `save` copies the state to the host and returns; the rest happens in a thread, one save at a time. If
     that fails, the next call of any method raises it; a new `save` then starts afresh. Use the checkpointer
     in a `with` block (or call `close`), so that the end of the block is the end of the last save.
@@ -111,7 +115,7 @@ class Checkpointer:
       keep: which steps stay; the others are deleted after each save.
 
     Raises:
-      ConfigError: if `directory` is a URL or `keep` no `Keep`.
+      ConfigError: if `directory` is no path, a URL, or no file system could hold it, or `keep` is no `Keep`.
       CheckpointError: if `directory` is a file.
 
     Examples:
@@ -132,11 +136,9 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: Keep | None = None):
-        if "://" in os.fspath(directory):
-            raise ConfigError(f"`directory` must be a local or mounted directory, got {directory!r}")
         if not isinstance(keep, Keep | None):
             raise ConfigError(f"`keep` must be a Keep(latest=3, best=(name, mode), every=None), got {keep!r}")
-        self.directory = Path(directory).expanduser().absolute()
+        self.directory = _check.path("directory", directory).absolute()
         self.keep = Keep() if keep is None else keep
         self._bad: set[str] = set()  # names found damaged: not believed, not counted, not deleted
         self._verified: set[str] = set()
@@ -145,7 +147,9 @@ class Checkpointer:
         self._pending: Future | None = None
         self._clean = False
         if self.directory.exists() and not self.directory.is_dir():
-            raise CheckpointError(f"`directory` is not a directory: {self.directory}")
+            raise CheckpointError(
+                f"`directory` is not a directory, so no Orbax checkpoint: {self.directory}; no file is ever unpickled"
+            )
 
     def save(
         self,
@@ -170,11 +174,9 @@ class Checkpointer:
           ConfigError: if there is no step, `state` or `extra` holds something that cannot be stored or two
             leaves of the same path.
           ConsumedStateError: if a leaf was donated to a later step.
-          CheckpointError: if the step exists, the directory cannot be made, several processes save, or the
-            save before this one failed (this one is then not started).
+          CheckpointError: if the step exists, the directory cannot be made, the save before this one failed
+            (this one is then not started), or, with several processes, this one failed.
         """
-        if jax.process_count() > 1:
-            raise CheckpointError("saving from several processes is not supported")
         step = _check.integer("step", _step_of(state) if step is None else step, at_least=0)
         self.wait()
         if not overwrite and step in self._index():
@@ -193,6 +195,9 @@ class Checkpointer:
         }
         if not any(np.size(leaf) for path, leaf in arrays.items() if _in(path, "state")):
             raise ConfigError(f"`state` must hold at least one number, got {tree.describe(state)}")
+        if jax.process_count() > 1:
+            self._save_together(step, arrays, body)
+            return
         self._prepare()
         host = _copy_to_host(arrays)
         if self._pool is None:
@@ -236,22 +241,7 @@ class Checkpointer:
         step, body, arrays = self._load(step)
         saved = _renamed({_below(p): p for p in body["arrays"] if _in(p, "state")}, rename or {})
         found = {path: (arrays[name], body["arrays"][name]) for path, name in saved.items()}
-        wanted = dict(tree.items(like))
-        if len(wanted) != len(jax.tree.leaves(like)):
-            raise ConfigError("`like` must not have two leaves of the same path")
-        kinds = {path: _kind(path, leaf) for path, leaf in wanted.items()}
-        rows = _differences({p: _saved_kind(info) for p, (_, info) in found.items()}, kinds, partial, cast)
-        if rows:
-            raise CheckpointMismatchError(
-                f"step {step} in {self.directory} does not fit `like`:\n" + _table(rows)
-            )
-        leaves = []
-        for path, leaf in wanted.items():
-            if path in found:
-                host, info = found[path]
-                leaf = _place(_cast(path, host, kinds[path][0]), info.get("key"), leaf)
-            leaves.append(leaf)
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return _fitted(like, found, f"step {step} in {self.directory}", partial, cast)
 
     def extra(self, step: int | Literal["best"] | None = None) -> dict[str, Any]:
         """What `save` was given as `extra` at this step; arrays come back as NumPy arrays.
@@ -282,9 +272,19 @@ class Checkpointer:
         self.wait()
         return self.keep.best_step(self._all_metrics())
 
+    def failed(self, wait: bool = False) -> bool:
+        """Whether the save in the background has failed, which the next call raises; False while it still runs.
+
+        Args:
+          wait: wait for its end first.
+        """
+        if self._pending is None or not (wait or self._pending.done()):
+            return False
+        return self._pending.exception() is not None
+
     def check(self) -> None:
         """Raise the failure of a save in the background, if it has failed by now; waits for nothing."""
-        if self._pending is not None and self._pending.done():
+        if self.failed():
             self.wait()
 
     def wait(self) -> None:
@@ -341,6 +341,12 @@ class Checkpointer:
         """The name of each step that is believed: its last version."""
         return {step: name for step, _, name in sorted(self._names()) if name not in self._bad}
 
+    def _others(self) -> str:
+        """What stands in the place of steps, and is none."""
+        names = sorted(p.name for p in self.directory.iterdir()) if self.directory.is_dir() else []
+        names = [name for name in names if _STEP.fullmatch(Path(name).stem) and name not in self._bad]
+        return f"; not Orbax checkpoints, and never unpickled: {tree.some(names)}" if names else ""
+
     def _all_metrics(self) -> dict[int, dict[str, Any]]:
         return {step: self._metrics_of(name) for step, name in self._index().items()}
 
@@ -366,13 +372,16 @@ class Checkpointer:
             return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self.directory.iterdir():
-                if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
+            self._clear()
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.directory}: {error.strerror}") from error
         _finish_at_exit(self)
         self._clean = True
+
+    def _clear(self) -> None:
+        for path in self.directory.iterdir():
+            if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
 
     def _delete(self, name: str) -> None:
         gone = self.directory / f"{name}.deleted"
@@ -380,14 +389,36 @@ class Checkpointer:
         shutil.rmtree(gone)
         self._metrics.pop(name, None)
 
+    def _save_together(self, step: int, arrays: Mapping[str, Any], body: dict[str, Any]) -> None:
+        """Of several processes, each writes its own parts, all at the same time; the first one does the rest."""
+        first = jax.process_index() == 0
+        if first:
+            self._prepare()
+        host = {path: parts.whole_or_split(x) for path, x in arrays.items()}
+        split = parts.digests({path: x for path, x in host.items() if parts.is_split(x)}, _digest)
+        body["arrays"] = {path: _info(path, x, arrays[path], split.get(path)) for path, x in host.items()}
+        version = sharding.largest(self._version(step) if first else 0)
+        self._commit(step, host, body, version)
+        if first:
+            self._let_go(step)
+        sharding.meet()  # what is deleted is gone before anybody looks
+
     def _write(self, step: int, host: dict[str, np.ndarray], arrays: Mapping[str, Any], body: dict) -> None:
         """In the background: commit one step, then delete what `keep` lets go."""
+        body["arrays"] = {path: _info(path, x, arrays[path]) for path, x in host.items()}
+        self._commit(step, host, body)
+        self._let_go(step)
+
+    def _version(self, step: int) -> int:
+        """The number of the step's next version: above those of foreign entries too."""
+        taken = filter(None, map(_STEP.fullmatch, os.listdir(self.directory)))
+        return 1 + max((int(match[2] or 1) for match in taken if int(match[1]) == step), default=0)
+
+    def _commit(self, step: int, host: Mapping[str, Any], body: dict[str, Any], version: int = 0) -> None:
         name = ""
         try:
-            taken = filter(None, map(_STEP.fullmatch, os.listdir(self.directory)))  # by foreign entries too
-            version = 1 + max((int(match[2] or 1) for match in taken if int(match[1]) == step), default=0)
+            version = version or self._version(step)
             name = str(step) if version == 1 else f"{step}.v{version}"
-            body["arrays"] = {path: _info(path, x, arrays[path]) for path, x in host.items()}
             text = _canonical(body)  # what JSON refuses fails here, before anything is written
             document = {"sha256": sha256(text.encode()).hexdigest(), **json.loads(text)}
             _orbax_save(self.directory / name, {_key(p): x for p, x in host.items() if x.size}, document)
@@ -397,6 +428,9 @@ class Checkpointer:
                 f"step {step} was not saved to {self.directory}: {_reason(error)}"
             ) from error
         self._metrics[name] = _unpack(document["metrics"], {}, {})
+
+    def _let_go(self, step: int) -> None:
+        """Delete what `keep` does not keep, now that this step is saved."""
         try:
             index = self._index()
             kept = self.keep.kept(self._all_metrics()) | {step}
@@ -424,7 +458,7 @@ class Checkpointer:
             _check.integer("step", step)
         index = self._index()
         if not index:
-            raise CheckpointError(f"no checkpoint in {self.directory}")
+            raise CheckpointError(f"no checkpoint in {self.directory}{self._others()}")
         if step == "best":
             step = self.best_step
             if step is None:
@@ -474,8 +508,11 @@ class Checkpointer:
         """The document of a step, and the arrays below `part`, verified."""
         body = self._read_body(name)
         infos = {path: info for path, info in body["arrays"].items() if not part or _in(path, part)}
-        arrays = _read_arrays(self.directory / name, infos)
-        bad = [_below(path) for path, info in infos.items() if _digest(path, arrays[path]) != info["crc32"]]
+        arrays, bad = {}, []
+        for path, host in _read_arrays(self.directory / name, infos):
+            arrays[path] = host
+            if not _is_intact(path, host, infos[path]):
+                bad.append(_below(path))
         if bad:
             raise CheckpointCorruptError(
                 f"{self.directory / name}: the digest disagrees for {tree.some(bad)}"
@@ -507,6 +544,10 @@ def restore_params(directory: str | os.PathLike[str], step: int | Literal["best"
         if not isinstance(state, dict) or "params" not in state:
             raise CheckpointError(f"the state saved in {checkpoints.directory} has no `params`")
         params = _unpack(state["params"], body["arrays"], arrays)
+    return _on_device(params)
+
+
+def _on_device(params: Params) -> Params:
     return jax.tree.map(lambda x: jax.device_put(x) if _fits_jax(x) else x, params)
 
 
@@ -568,6 +609,15 @@ def _unpack(value: Any, infos: Mapping[str, Any], arrays: Mapping[str, np.ndarra
     return {k: _unpack(v, infos, arrays) for k, v in value.items()}
 
 
+def check_state(state: PyTree) -> None:
+    """Check that a state can be saved, before anything is computed on it.
+
+    Raises:
+      ConfigError: naming a leaf that is no array of numbers, or two leaves of the same path.
+    """
+    _pack(_as_arrays(state), "state", {})
+
+
 def _as_arrays(state: PyTree) -> PyTree:
     """The state with its Python numbers as arrays: in a state, every leaf is one."""
 
@@ -575,6 +625,8 @@ def _as_arrays(state: PyTree) -> PyTree:
         _kind(path, leaf)
         return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
+    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state)):
+        return state  # as nearly always: paths cost time, while the loop waits
     return tree.map_with_path(one, state)
 
 
@@ -596,7 +648,8 @@ def _as_numbers(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _canonical(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # In the order given: the columns of a history are to come back in theirs.
+    return json.dumps(body, separators=(",", ":"), allow_nan=False)
 
 
 # Paths: `state/params/w` in the document, `state.params.w` as Orbax's key.
@@ -659,11 +712,11 @@ def _saved_kind(info: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
 
 
 def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return not isinstance(x.dtype, np.dtype) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _check_array(path: str, x: Any) -> None:
-    if not (_is_key(x) or x.dtype == bool or jnp.issubdtype(x.dtype, np.number)):
+    if not (_is_key(x) or x.dtype.kind in "biufc" or jnp.issubdtype(x.dtype, np.number)):
         raise ConfigError(f"`{path}` must hold numbers, got an array of dtype {x.dtype}")
     if not _check.is_concrete(x):
         raise ConfigError(f"`{path}` is being traced: save outside jit")
@@ -691,12 +744,20 @@ def _on_host(x: jax.Array) -> bool:
     return x.sharding.memory_kind != "device" or any(d.platform == "cpu" for d in x.devices())
 
 
-def _info(path: str, host: np.ndarray, leaf: Any) -> dict[str, Any]:
-    info = {"dtype": host.dtype.name, "shape": list(host.shape), "crc32": _digest(path, host)}
+def _info(path: str, host: Any, leaf: Any, split: list | None = None) -> dict[str, Any]:
+    """What is said of an array: its digest, or, of one that was split over processes, those of its parts."""
+    digest = {"crc32": _digest(path, host)} if split is None else {"parts": split}
+    info = {"dtype": host.dtype.name, "shape": list(host.shape), **digest}
     if _is_key(leaf):
         impl = str(jax.random.key_impl(leaf))
         info["key"] = {"dtype": leaf.dtype.name, "shape": list(leaf.shape), "impl": impl}
     return info
+
+
+def _is_intact(path: str, host: np.ndarray, info: Mapping[str, Any]) -> bool:
+    if "parts" not in info:
+        return _digest(path, host) == info["crc32"]
+    return all(_digest(path, parts.part_of(host, part)) == digest for part, digest in info["parts"])
 
 
 def _digest(path: str, host: np.ndarray) -> int:
@@ -740,13 +801,42 @@ def _place(host: np.ndarray, key: Mapping[str, Any] | None, like: Any) -> Any:
     if not hasattr(like, "dtype"):
         return type(like)(host.item())
     # Committed to a device only if `like` is, or the compiled step would compile again.
-    sharding = like.sharding if getattr(like, "committed", True) else None
-    array = jax.device_put(_with_key(host, key), sharding)
+    where = like.sharding if getattr(like, "committed", True) else None
+    if where is not None and not where.is_fully_addressable:
+        return _copied(sharding.put(_with_key(host, key), where))
+    array = jax.device_put(_with_key(host, key), where)
     # On the CPU that is an alias of NumPy's memory, which could not be donated: the second put copies.
-    return jax.device_put(array, sharding, may_alias=False) if _on_host(array) else array
+    return jax.device_put(array, where, may_alias=False) if _on_host(array) else array
+
+
+_copied = jax.jit(lambda x: jnp.copy(x))
 
 
 # Differences between what is saved and what is wanted.
+
+
+def _fitted(
+    like: PyTree,
+    found: Mapping[str, tuple[np.ndarray, Mapping[str, Any]]],
+    what: str,
+    partial: bool = False,
+    cast: bool = False,
+) -> PyTree:
+    """The arrays found, by path, as the tree `like`; `what` says in a message where they were found."""
+    wanted = dict(tree.items(like))
+    if len(wanted) != len(jax.tree.leaves(like)):
+        raise ConfigError("`like` must not have two leaves of the same path")
+    kinds = {path: _kind(path, leaf) for path, leaf in wanted.items()}
+    rows = _differences({p: _saved_kind(info) for p, (_, info) in found.items()}, kinds, partial, cast)
+    if rows:
+        raise CheckpointMismatchError(f"{what} does not fit `like`:\n" + _table(rows))
+    leaves = []
+    for path, leaf in wanted.items():
+        if path in found:
+            host, info = found[path]
+            leaf = _place(_cast(path, host, kinds[path][0]), info.get("key"), leaf)
+        leaves.append(leaf)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _differences(
@@ -817,8 +907,11 @@ def _orbax_save(path: Path, arrays: dict[str, np.ndarray], document: dict[str, A
         checkpointer.save(path, args=args)
 
 
-def _read_arrays(step: Path, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Read arrays with TensorStore, as Orbax does; here each failure names its leaf, and no event loop is needed."""
+def _read_arrays(step: Path, infos: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Read arrays with TensorStore, as Orbax does; here each failure names its leaf, and no event loop is needed.
+
+    All are read at once; each is handed out as it comes, so that the caller works on it meanwhile.
+    """
     import tensorstore as ts
 
     def result(path: str, future: Any) -> Any:
@@ -827,6 +920,9 @@ def _read_arrays(step: Path, infos: Mapping[str, Mapping[str, Any]]) -> dict[str
         except ValueError as error:
             raise CheckpointCorruptError(f"{step}: leaf `{_below(path)}`: {_reason(error)}") from error
 
+    needed = sum(math.prod(info["shape"]) * jnp.dtype(info["dtype"]).itemsize for info in infos.values())
+    if needed > _memory():
+        raise CheckpointError(f"{step} needs {needed / 2**30:,.1f} GiB of memory, more than this machine has")
     store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{step / 'arrays'}/"}}
     context = ts.Context()
     opening = {
@@ -843,10 +939,19 @@ def _read_arrays(step: Path, infos: Mapping[str, Mapping[str, Any]]) -> dict[str
                 f"{step}: leaf `{_below(path)}` is stored as {array.dtype}{array.shape}"
             )
     reading = {path: array.read() for path, array in arrays.items()}
-    empty = {
-        path: np.empty(i["shape"], jnp.dtype(i["dtype"])) for path, i in infos.items() if path not in reading
-    }
-    return {path: result(path, future) for path, future in reading.items()} | empty
+    for path, info in infos.items():
+        if path in reading:
+            yield path, result(path, reading.pop(path))
+        else:
+            yield path, np.empty(info["shape"], jnp.dtype(info["dtype"]))
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine, or infinity where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _reason(error: BaseException) -> str:

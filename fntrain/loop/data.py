@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from .. import _check, sharding, tree
 from .._check import ConfigError, DataError
 from .._typing import Batch, PyTree
+from .tensors import to_numpy
 
 
 class Position(NamedTuple):
@@ -42,6 +43,11 @@ class ArrayLoader:
         return self.rows // self.batch_size if self.drop_last else -(-self.rows // self.batch_size)
 
     @property
+    def whole(self) -> int:
+        """Batches of an epoch that hold `batch_size` examples: all, or all but the last."""
+        return self.rows // self.batch_size
+
+    @property
     def has_tail(self) -> bool:
         """True if an epoch's last batch is padded."""
         return not self.drop_last and self.rows % self.batch_size != 0
@@ -68,7 +74,18 @@ class ArrayLoader:
     def batch(self, epoch: int, index: int) -> tuple[Batch, np.ndarray]:
         """Batch `index` of an epoch, `(batch, weight)`; rows past the end are zeros of weight 0."""
         rows = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        return padded(jax.tree.map(lambda x: np.asarray(x[rows]), self.data), len(rows), self.batch_size)
+        batch = check_range(jax.tree.map(lambda x: np.asarray(x[rows]), self.data), "`data`")
+        return padded(batch, len(rows), self.batch_size)
+
+    def stacked(self, epoch: int, index: int, count: int) -> Batch:
+        """Batches `index` to `index + count` of an epoch, all whole, as one gather: leaves `[count, batch, …]`."""
+        size = self.batch_size
+        rows = self.order(epoch)[index * size : (index + count) * size]
+
+        def gather(x: Any) -> np.ndarray:
+            return np.asarray(x[rows]).reshape(count, size, *x.shape[1:])
+
+        return check_range(jax.tree.map(gather, self.data), "`data`")
 
     def __iter__(self) -> Iterator[tuple[Batch, np.ndarray]]:
         epoch, start = self.position
@@ -131,6 +148,23 @@ def check_columns(data: PyTree, name: str) -> None:
             raise DataError(f"{where} must have a leading axis of examples, got a scalar")
         if np.dtype(x.dtype).kind in "OUSMm":
             raise DataError(f"{where} has dtype {x.dtype}, which no device takes; encode it as numbers")
+
+
+def check_range(batch: Batch, where: str) -> Batch:
+    """Refuse 64-bit integers that JAX would cut to their lower 32 bits without a word; the batch itself."""
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return batch
+    for x in jax.tree.leaves(batch):
+        if isinstance(x, np.ndarray) and x.dtype in (np.int64, np.uint64) and x.size:
+            low, high = int(x.min()), int(x.max())
+            limits = np.iinfo(np.int32 if x.dtype == np.int64 else np.uint32)
+            if low < limits.min or high > limits.max:
+                path = next(path for path, leaf in tree.items(batch) if leaf is x)
+                raise DataError(
+                    f"{where} leaf `{path}` holds {low if low < limits.min else high}, which does not fit the "
+                    f"{limits.dtype} that JAX makes of {x.dtype}; encode it smaller, or set `jax_enable_x64`"
+                )
+    return batch
 
 
 def _on_host(x: Any) -> Any:
@@ -199,7 +233,7 @@ class Stream:
         return first
 
     def _checked(self, batch: Batch, epoch: int, index: int) -> tuple[Batch, np.ndarray]:
-        batch = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), batch)
+        batch = to_numpy(batch)
         where = f"batch {index} of epoch {epoch + 1}"
         check_columns([x for x in jax.tree.leaves(batch) if np.ndim(x)], where)
         rows = tree.leading_axis(batch, name=where)
@@ -216,7 +250,7 @@ class Stream:
                 )
         if rows > size:
             raise DataError(f"`{self.name}`: {where} has {rows} rows, more than the first batch's {size}")
-        return padded(batch, rows, size)
+        return padded(check_range(batch, f"`{self.name}`: {where}"), rows, size)
 
 
 def _form(entry: tuple | None) -> str:
@@ -244,17 +278,22 @@ class Arrays:
         return (self.loader.batch(epoch, index) for index in range(start, len(self.loader)))
 
 
-def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str = "data") -> Arrays | Stream:
+def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str = "data") -> Any:
     """What `fit` and `evaluate` iterate over, from any of the forms data comes in.
 
-    An array, or a tuple or dict (any tree but a list) of arrays, is a data set; a list, generator, loader or
-    function `epoch -> iterable` gives batches.
+    An array, or a tuple or dict (any tree but a list) of arrays, is a data set; a list, generator, loader, Grain
+    dataset or function `epoch -> iterable` gives batches. A source has `length` (batches of an epoch, or None),
+    `has_tail`, `peek() -> (batch, weight)` and `epoch(epoch, start) -> iterator of (batch, weight)`.
 
     Raises:
       DataError: if it is none of these, or empty.
     """
+    from . import grain  # which builds on what is here
+
     if isinstance(data, ArrayLoader):
         return Arrays(data)
+    if grain.is_grain(data):
+        return grain.GrainSource(data, name)
     if isinstance(data, list) and not data:
         raise DataError(f"`{name}` is an empty list; give arrays, or at least one batch")
     if (
@@ -304,8 +343,10 @@ def mesh_of(state: PyTree) -> Mesh | None:
     return None
 
 
-def fingerprint(source: Arrays | Stream) -> dict[str, Any]:
+def fingerprint(source: Any) -> dict[str, Any]:
     """What must be equal for a resumed run to see the same data: structure, sizes, and a sample of content."""
+    if hasattr(source, "fingerprint"):
+        return source.fingerprint()
     if isinstance(source, Stream):
         return {"kind": "iterable"}
     loader = source.loader

@@ -1,27 +1,35 @@
-"""fit and evaluate: the loop, which never waits for the device between log boundaries."""
+"""fit: the loop, which never waits for the device between log boundaries."""
 
 import dataclasses
 import functools
 import signal
+import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from .. import _check, _step, sharding, tree
+from .. import _check, _step, tree
 from .._check import ConfigError, DataError
-from .._metrics import StepMetrics
+from .._packed import Packed, on_host
+from .._provenance import BadStep
 from .._state import TrainState, check_state
 from .._task import Task
-from . import data as data_lib
+from . import chunks, data as data_lib, feed as feed_lib
 from .callbacks import CallbackList, LoopContext
 from .data import Position
-from .history import History, plain
+from .epoch import fetched
+from .feed import Feed, Piece
+from .history import History, plain, plain_rows
+from .prefetch import Prefetcher
 from .progress import ProgressBar
+from .rescue import Rescue, gone_back
 from .run import RunDirectory
 from .signals import Signals
+from .summary import summary
 
 
 @dataclasses.dataclass
@@ -32,15 +40,25 @@ class FitResult:
       state: the TrainState after the last step.
       history: one row an epoch.
       interrupted: True if an interrupt ended the run early.
-      stop_reason: why a callback ended it early, or None.
+      stop_reason: why a callback ended it early, or that there was nothing left to do, or None.
       run_dir: the run directory, or None.
+      steps_per_call: how many steps a dispatch took, given or chosen.
+      data_seconds: how long the loop waited for batches in all.
+      checkpoints: the steps that are on disk in `run_dir`, all of them whole.
+      bad_step: the first step that was found to be not finite, or None.
+      capsule: the directory that keeps that step for `tools.replay`, or None.
     """
 
-    state: TrainState
+    state: TrainState = dataclasses.field(repr=False)
     history: History
     interrupted: bool = False
     stop_reason: str | None = None
     run_dir: Any = None
+    steps_per_call: int = 1
+    data_seconds: float = 0.0
+    checkpoints: list[int] = dataclasses.field(default_factory=list)
+    bad_step: BadStep | None = None
+    capsule: Any = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.state, self.history))
@@ -57,13 +75,17 @@ def fit(
     shuffle: bool = True,
     seed: int = 0,
     validation_data: Any = None,
+    validation_every: int | None = None,
     callbacks: Iterable[Any] = (),
     run_dir: Any = None,
     checkpoint_every: int | None = None,
-    resume: bool = False,
-    steps_per_call: int | str = "auto",
+    resume: bool | Literal["must"] = False,
+    steps_per_call: int | Literal["auto"] = "auto",
     log_every: int = 100,
+    max_time: float | None = None,
+    prefetch: int = 0,
     progress: bool = True,
+    verbose: bool = False,
 ) -> FitResult:
     """Train for a number of epochs or steps.
 
@@ -71,20 +93,29 @@ def fit(
       task: the Task.
       state: the TrainState to start from; it stays usable.
       data: a data set of arrays (an array, or a tuple, dict or any tree of them), or batches: a list, a
-        generator, a loader, or a function `epoch -> iterable`.
+        generator, a loader, a Grain dataset, or a function `epoch -> iterable`.
       epochs: epochs in all, also when resuming; 10 if neither this nor `steps` is given.
       steps: batches in all, instead.
       batch_size: rows of a batch, where `data` is arrays.
       shuffle: a new order each epoch, where `data` is arrays.
       seed: of the order.
       validation_data: as `data`; evaluated at the end of each epoch, in order, into `val_…` columns.
+      validation_every: steps between validations besides those at an epoch's end; `on_validation_end` sees them.
       callbacks: functions of the epoch's logs, or objects with methods named as `callbacks.EVENTS`.
       run_dir: a directory for config, metrics and checkpoints. In use already is an error, unless `resume`.
       checkpoint_every: steps between checkpoints; None saves at each epoch's end. The last step is always saved.
-      resume: go on from the last checkpoint in `run_dir`, if there is one, as if the run had never stopped.
-      steps_per_call: how many steps one dispatch runs (`train_steps`); `"auto"` takes single steps.
+      resume: go on from the last checkpoint in `run_dir`, if there is one, as if the run had never stopped;
+        `"must"`: it is an error if there is none.
+      steps_per_call: how many steps one dispatch runs (`train_steps`). `"auto"` measures on the first batches of
+        array data whether several are faster than one, and takes them if they also give the same bits; a resumed
+        run goes on with the number it had. A dispatch never runs over a validation or a checkpoint; the metrics
+        of a log in the midst of it are computed there.
       log_every: steps between fetches of running metrics (for `on_log` and the progress bar).
+      max_time: seconds after which the run ends, at the edge of a step, and is saved.
+      prefetch: batches made ahead in a thread of their own, for data that is slow to read; 0 makes each when it is
+        due, while the device still works on the one before. A generator loses what was read ahead of a run's end.
       progress: show progress: a live bar on a terminal, a line an epoch elsewhere.
+      verbose: say first what the run is about to do: devices, memory, what of the optimizer is effective, steps.
 
     Returns:
       A FitResult, `(state, history, …)`.
@@ -94,7 +125,10 @@ def fit(
         set, batch size or seed.
       DataError: if data is empty, batches differ in form, an iterable ends before the run does, or a scalar
         loss meets a padded tail.
-      SystemExit: with status 143 after SIGTERM, once the state is saved.
+      RunLockedError: if another process is training in `run_dir`.
+      CheckpointError: if there is nothing to resume with `resume="must"`, every checkpoint is damaged, or two saves
+        in a row failed (of one, a warning tells, and the current step is saved in its place).
+      SystemExit: with status 143 after SIGTERM, once the state is saved. A second signal ends the process at once.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -111,12 +145,24 @@ def fit(
         raise ConfigError(f"give `epochs` or `steps`, not both (got epochs={epochs}, steps={steps})")
     if epochs is None and steps is None:
         epochs = 10
-    for name, value in (("epochs", epochs), ("steps", steps), ("checkpoint_every", checkpoint_every)):
+    for name, value in (
+        ("epochs", epochs),
+        ("steps", steps),
+        ("checkpoint_every", checkpoint_every),
+        ("validation_every", validation_every),
+    ):
         if value is not None:
             _check.integer(name, value, at_least=1)
+    if max_time is not None:
+        _check.number("max_time", max_time, above=0)
+    if jax.process_count() > 1:
+        _check_for_several(state, max_time)
+    prefetch = _check.integer("prefetch", prefetch, at_least=0)
     batch_size = _check.integer("batch_size", batch_size, at_least=1)
     log_every = _check.integer("log_every", log_every, at_least=1)
-    chunk = 1 if steps_per_call == "auto" else _check.integer("steps_per_call", steps_per_call, at_least=1)
+    chunk = None if steps_per_call == "auto" else _check.integer("steps_per_call", steps_per_call, at_least=1)
+    if validation_every is not None and validation_data is None:
+        raise ConfigError("`validation_every` needs `validation_data`")
     if run_dir is None and (resume or checkpoint_every is not None):
         raise ConfigError("`resume` and `checkpoint_every` need a `run_dir`")
     if callable(callbacks) or not isinstance(callbacks, Iterable):
@@ -125,19 +171,22 @@ def fit(
         )
     listeners = CallbackList(callbacks)
     columns_known = not listeners.adds_logs
-    if progress and jax.process_index() == 0:
-        listeners = CallbackList([listeners, ProgressBar()])
+    if progress:
+        listeners = CallbackList([listeners, ProgressBar() if jax.process_index() == 0 else _Unseen()])
 
     # From the set-up on: an exception raised in the middle of a compilation can take the interpreter down.
     with Signals() as signals:
         source = data_lib.as_source(data, batch_size, shuffle=shuffle, seed=seed)
         evaluation = None
         if validation_data is not None:
-            evaluation = _Evaluation(task, state, validation_data, batch_size, name="validation_data")
-        state = _step.copied(state)
-        training = _Training(task, state, source)
+            name = "validation_data"
+            held_out = data_lib.as_source(validation_data, batch_size, shuffle=False, seed=0, name=name)
+            evaluation = Feed(task, state, held_out, train=False, name=name)
+        given, state = state, _step.copied(state)
+        training = Feed(task, state, source, train=True, name="data")
         if isinstance(source, data_lib.Arrays):
             batch_size = source.loader.batch_size
+        rows = training.rows
 
         identity = _identity(task, source, batch_size, seed)
         config = dict(
@@ -151,18 +200,55 @@ def fit(
         )
         with _directory(run_dir, identity, config, resume) as run:
             metrics, position, history = training.empty, Position(0, 0), History()
+            if run is not None:
+                run.check(state)
             if run is not None and run.extra is not None:
-                state, metrics, position, history = run.restore(state, metrics)
+                state, accumulators, position, history = run.restore(state, _step.opened(metrics))
+                metrics = _step.closed(accumulators)
+            total = steps if steps is not None or source.length is None else epochs * source.length  # type: ignore[operator]
+            edges = [every for every in (checkpoint_every, validation_every) if every is not None]
+            if chunk is None and run is not None and run.extra is not None:
+                chunk = run.extra.get("steps_per_call")  # a resumed run cuts the chunks that it cut before
+            if chunk is None:
+                left = None if total is None else total - int(state.step)
+                span = min([source.length or 1, *edges])
+                logged = log_every if listeners.listens("on_log") else 0
+                chunk = chunks.choose(task, state, training, left, span, logged)
+            if run is not None:
+                run.note(steps_per_call=chunk)
+                if run.extra is not None:
+                    _resume_data(source, run.extra.get("data_state"), position)
+            if verbose and jax.process_index() == 0:
+                per_epoch = source.length
+                print(
+                    summary(
+                        task,
+                        state,
+                        batch_size=rows,
+                        steps_per_epoch=per_epoch,
+                        epochs=epochs,
+                        steps=steps,
+                        steps_per_call=chunk,
+                    )
+                )
+            resumed = run is not None and run.extra is not None
+            rescue = Rescue(task, training, run, None if run is None or resumed else given, position)
             loop = _Loop(
                 task=task,
+                rescue=rescue,
                 training=training,
                 evaluation=evaluation,
                 callbacks=listeners,
                 run=run,
                 signals=signals,
                 chunk=chunk,
+                edges=edges,
+                total_steps=steps,
                 log_every=log_every,
                 checkpoint_every=checkpoint_every,
+                validation_every=validation_every,
+                max_time=max_time,
+                prefetch=prefetch,
                 metrics=metrics,
                 position=position,
                 ctx=LoopContext(
@@ -171,10 +257,10 @@ def fit(
                     epoch=position.epoch + 1,
                     epochs=epochs,
                     step=int(state.step),
-                    steps=steps if steps is not None or source.length is None else epochs * source.length,  # type: ignore[operator]
+                    steps=total,
                     steps_per_epoch=source.length,
                     epoch_step=position.index,
-                    batch_size=batch_size,
+                    batch_size=rows,
                     logs={},
                     history=history,
                     resumed=run is not None and run.extra is not None,
@@ -185,45 +271,24 @@ def fit(
                     else None,
                 ),
             )
-            result = loop.run_all(steps)
+            result = loop.run_all()
     if signals.received == signal.SIGTERM:
         raise SystemExit(143)
     return result
 
 
-def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) -> dict[str, Any]:
-    """The task's metrics over a whole data set, each example counted once.
-
-    Args:
-      task: the Task.
-      state: a TrainState; nothing is changed.
-      data: as in `fit`.
-      batch_size: rows of a batch, where `data` is arrays.
-
-    Returns:
-      A dict of floats, `"loss"` and the task's metrics by name (NumPy arrays for those that are arrays).
-
-    Raises:
-      DataError: if the data is empty, or a scalar loss meets a padded tail.
-
-    Examples:
-      >>> import fntrain as ft, numpy as np
-      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], 0 * b), ft.optimizers.sgd(0.1))
-      >>> state = ft.init_state(task, {"w": np.float32(1)})
-      >>> ft.evaluate(task, state, np.array([1.0, 2.0, 3.0], np.float32), batch_size=2)["loss"]
-      4.666666507720947
-    """
-    _step.check_task(task)
-    check_state(state, "evaluate")
-    evaluation = _Evaluation(
-        task, state, data, _check.integer("batch_size", batch_size, at_least=1), name="data"
-    )
-    return plain(_fetched(_step.compute_metrics(task, evaluation(state))))
-
-
-def _fetched(values: dict[str, Any]) -> dict[str, Any]:
-    """Values on the host, in one fetch and in their order: a dict would come back sorted by name."""
-    return dict(zip(values, jax.device_get(list(values.values()))))
+def _check_for_several(state: TrainState, max_time: float | None) -> None:
+    """Refuse what several processes would do each for itself."""
+    if max_time is not None:
+        raise ConfigError(
+            "`max_time` goes by one process's clock, and several would stop at different steps: have SIGTERM sent to "
+            "one of them instead (Slurm: `--signal=TERM@120`)"
+        )
+    if all(x.is_fully_addressable for x in jax.tree.leaves(state)):
+        raise ConfigError(
+            f"`state` is on devices of this process alone, so each of the {jax.process_count()} processes would train "
+            f"by itself: `init_state(..., mesh=fntrain.sharding.mesh(data=-1))` makes one that spans them"
+        )
 
 
 def _identity(task: Task, source: Any, batch_size: int, seed: int) -> dict[str, Any]:
@@ -242,11 +307,23 @@ def _identity(task: Task, source: Any, batch_size: int, seed: int) -> dict[str, 
     }
 
 
-def _directory(run_dir: Any, identity: dict, config: dict, resume: bool) -> Any:
+def _directory(run_dir: Any, identity: dict, config: dict, resume: bool | Literal["must"]) -> Any:
     return nullcontext() if run_dir is None else RunDirectory(run_dir, identity, config, resume)
 
 
-def _columns(task: Task, training: "_Training", evaluation: "_Evaluation | None") -> list[str]:
+def _resume_data(source: Any, saved: Any, position: Position) -> None:
+    if hasattr(source, "restore"):
+        source.restore(saved or {})
+    elif isinstance(source, data_lib.Stream) and position.index > 0:
+        warnings.warn(
+            f"`data` is a plain iterable: to resume, the {position.index} batches of epoch {position.epoch + 1} that "
+            f"were trained on are read again and dropped; a data set of arrays or of Grain goes on at once",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _columns(task: Task, training: Feed, evaluation: Feed | None) -> list[str]:
     """The numbers that an epoch logs, found without running anything."""
     names: list[str] = []
     for prefix, part in (("", training), ("val_", evaluation)):
@@ -258,91 +335,13 @@ def _columns(task: Task, training: "_Training", evaluation: "_Evaluation | None"
     return names
 
 
-def _with_last(batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
-    """Each batch, and whether it is the last one: known one batch ahead."""
-    previous = next(batches, None)
-    while previous is not None:
-        following = next(batches, None)
-        yield previous, following is None
-        previous = following
+class _Unseen:
+    """The progress bar of the other processes: who listens decides where dispatches end, the same everywhere."""
 
+    adds_logs = False
 
-class _Weighing:
-    """Decides whether batches go with weights, from the loss and the data, before anything runs.
-
-    With a loss of one value per example every batch has a weight, whole ones too, so that a padded tail is
-    the same program. A scalar loss has none, so every batch must be whole.
-    """
-
-    def __init__(
-        self, task: Task, state: TrainState, source: Any, first: tuple[Any, Any], train: bool, name: str
-    ):
-        self.name = name
-        self.per_example = _step.is_per_example(task, state, first[0], train=train)
-        if not self.per_example and source.has_tail:
-            raise _scalar_tail(name)
-
-    def __call__(self, weight: np.ndarray) -> np.ndarray | None:
-        if self.per_example:
-            return weight
-        if not weight.all():
-            raise _scalar_tail(self.name)
-        return None
-
-
-def _scalar_tail(name: str) -> DataError:
-    return DataError(
-        f"`{name}` does not divide into whole batches, and `loss_fn` returns a scalar, in which padding cannot be "
-        f"told from examples: return one value per example (`fntrain.losses.mse(...)` without `.mean()`), choose a "
-        f"`batch_size` that divides the data, or pass `data_loader(..., drop_last=True)`"
-    )
-
-
-def _on_mesh(metrics: StepMetrics, mesh: Any) -> StepMetrics:
-    # Where a step will return them: accumulators that moved after the first step would compile it twice.
-    return metrics if mesh is None else sharding.replicate(metrics, mesh)
-
-
-class _Training:
-    """Batches of the training data, on the device, and what steps on them report."""
-
-    def __init__(self, task: Task, state: TrainState, source: Any):
-        self.source = source
-        self.mesh = data_lib.mesh_of(state)
-        first = source.peek()
-        self.weighing = _Weighing(task, state, source, first, True, "data")
-        batch, weight = self.put(first)
-        self.empty = _on_mesh(_step.empty_metrics(task, state, batch, weight, train=True), self.mesh)
-
-    def put(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
-        batch, weight = pair
-        return data_lib.place(batch, self.weighing(weight), self.mesh)
-
-    def put_many(self, pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-        pairs = [(batch, self.weighing(weight)) for batch, weight in pairs]
-        return data_lib.place_stacked(pairs, self.mesh)
-
-
-class _Evaluation:
-    """The metrics of a whole data set, accumulated on the device."""
-
-    def __init__(self, task: Task, state: TrainState, data: Any, batch_size: int, *, name: str):
-        self.task = task
-        self.source = data_lib.as_source(data, batch_size, shuffle=False, seed=0, name=name)
-        self.mesh = data_lib.mesh_of(state)
-        first = self.source.peek()
-        self.weighing = _Weighing(task, state, self.source, first, False, name)
-        batch, weight = self.put(first)
-        self.empty = _on_mesh(_step.empty_metrics(task, state, batch, weight, train=False), self.mesh)
-
-    def put(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
-        return data_lib.place(pair[0], self.weighing(pair[1]), self.mesh)
-
-    def __call__(self, state: TrainState) -> StepMetrics:
-        metrics = _step.copied(self.empty)
-        for pair in self.source.epoch(0):
-            metrics = _step.eval_into(self.task, state, metrics, *self.put(pair))
-        return metrics
+    def on_log(self, ctx: LoopContext) -> None:
+        """Show nothing."""
 
 
 @dataclasses.dataclass
@@ -350,138 +349,232 @@ class _Loop:
     """The run in progress: host-side counters here, everything else in `ctx.state` and `metrics`."""
 
     task: Task
-    training: _Training
-    evaluation: _Evaluation | None
+    rescue: Rescue
+    training: Feed
+    evaluation: Feed | None
     callbacks: CallbackList
     run: RunDirectory | None
     signals: Signals
     chunk: int
+    edges: list[int]  # a dispatch does not run over a multiple of these
+    total_steps: int | None
     log_every: int
     checkpoint_every: int | None
-    metrics: StepMetrics
+    validation_every: int | None
+    max_time: float | None
+    prefetch: int
+    metrics: Packed
     position: Position
     ctx: LoopContext
     late: Any = None
     saved_step: int | None = None
+    deadline: float | None = None
+    logs: bool = False  # whether anybody listens to on_log
     # What a resumed run has to start from while an epoch's last events are not over, as it calls them again.
     resume_point: tuple[TrainState, list] | None = None
 
-    def run_all(self, steps: int | None) -> FitResult:
-        """Epoch after epoch, until the total, a callback, or a signal ends it."""
+    def run_all(self) -> FitResult:
+        """Epoch after epoch, until the total, a callback, the time or a signal ends it."""
         ctx, interrupted = self.ctx, False
+        self.logs = self.callbacks.listens("on_log")
+        self.deadline = None if self.max_time is None else time.monotonic() + self.max_time
         self.saved_step = ctx.step if self.run is not None and self.run.extra is not None else None
         try:
             self.callbacks.call("on_fit_begin", ctx)
             if self.run is not None and self.run.extra is not None:
                 self.callbacks.restore(self.run.extra.get("callbacks", []))
+            if ctx.resumed and self._done() and self.signals.received is None:
+                ctx.stop(f"{self.run.path} holds the whole run, up to step {ctx.step}")  # type: ignore[union-attr]
             try:
-                while not self._done(steps):
-                    self._epoch(steps)
+                while not self._done():
+                    self._epoch()
             except KeyboardInterrupt:
                 interrupted = True
             interrupted |= self.signals.received == signal.SIGINT
-            if self.run is not None and self.saved_step != ctx.step:
+            while self.run is not None and (self.saved_step != ctx.step or self.run.failed(wait=True)):
                 self._save()
+            if ctx.bad_steps:
+                self.rescue.keep(ctx.state, ctx.step - 1)
             self.callbacks.call("on_fit_end", ctx)
         except BaseException as error:
             self.callbacks.close(error)
             raise
         path = None if self.run is None else self.run.path
-        return FitResult(ctx.state, ctx.history, interrupted, ctx.stop_reason, path)
+        saved = [] if self.run is None else self.run.checkpoints()
+        return FitResult(
+            ctx.state,
+            ctx.history,
+            interrupted,
+            ctx.stop_reason,
+            path,
+            self.chunk,
+            ctx.data_seconds or 0.0,
+            saved,
+            self.rescue.found,
+            self.rescue.capsule,
+        )
 
-    def _done(self, steps: int | None) -> bool:
-        ctx = self.ctx
-        if ctx.stop_reason is not None or self.signals.received is not None:
+    def _done(self) -> bool:
+        if self._stopped():
             return True
-        return ctx.step >= steps if steps is not None else self.position.epoch >= (ctx.epochs or 0)
+        if self.total_steps is not None:
+            return self.ctx.step >= self.total_steps
+        return self.position.epoch >= (self.ctx.epochs or 0)
 
-    def _epoch(self, steps: int | None) -> None:
+    def _stopped(self) -> bool:
+        """Whether something else than the total ends the run here."""
+        ctx = self.ctx
+        if self.deadline is not None and ctx.stop_reason is None and time.monotonic() >= self.deadline:
+            ctx.stop(f"`max_time` of {self.max_time:g} s is over")
+        return ctx.stop_reason is not None or self.signals.received is not None
+
+    def _interrupted(self) -> bool:
+        return self.signals.received is not None
+
+    def _epoch(self) -> None:
         ctx = self.ctx
         ctx.epoch, ctx.epoch_step, ctx.logs = self.position.epoch + 1, self.position.index, {}
         if self.position.index == 0:
             self.metrics = _step.copied(self.training.empty)
+            self.rescue.skipped = 0.0
         self.late = None
         self.callbacks.call("on_epoch_begin", ctx)
         if ctx.stop_reason is not None:
             return
-        waiting: list[Any] = []
-        whole = False
-        before = ctx.step
-        for pair, last in _with_last(self.training.source.epoch(*self.position)):
-            waiting.append(pair)
-            step = ctx.step + len(waiting)
-            ends = steps is not None and step >= steps
-            if not (last or ends or len(waiting) == self.chunk or self._edge(step)):
-                continue
-            self._dispatch(waiting)
-            waiting = []
-            whole = last
-            if last or ends:
+        whole, before = True, ctx.step
+        for piece in self._pieces():
+            self._dispatch(piece)
+            self.signals.poll()
+            whole = piece.last
+            if whole or ctx.step == self.total_steps:
                 break
+            if self.validation_every and ctx.step % self.validation_every == 0:
+                self._validate()
             due = ctx.save_requested or bool(self.checkpoint_every and ctx.step % self.checkpoint_every == 0)
-            if self.run is not None and due:
+            if self.run is not None and (due or self.run.failed()):
                 self._save()
-            if self.signals.received is not None or ctx.stop_reason is not None:
+            if self._stopped():
                 return
-        if ctx.step == before and self.position.index > 0:
-            whole = True  # resumed right behind an epoch's last batch
-        elif ctx.step == before:
-            total = f"{steps} steps" if steps is not None else f"{ctx.epochs} epochs"
+            whole = True  # if there is no more, this was an epoch
+        # A run that was resumed right behind an epoch's last batch finds none, and ends the epoch.
+        if ctx.step == before and self.position.index == 0:
+            total = f"{ctx.epochs} epochs" if self.total_steps is None else f"{self.total_steps} steps"
             raise DataError(
                 f"`data` ended at step {ctx.step}, before the run's {total}: an iterable that can be read only once "
                 f"ends for good; pass a list, a loader, or a function `epoch -> iterable`"
             )
         self._end_of_epoch(whole)
 
-    def _edge(self, step: int) -> bool:
-        """Whether something has to happen after this step that a chunk may not run over."""
-        return step % self.log_every == 0 or bool(self.checkpoint_every and step % self.checkpoint_every == 0)
+    def _pieces(self) -> Iterator[Piece]:
+        """The epoch's pieces from the position on, made ahead if that was asked for."""
+        start = self.ctx.step
+        pieces = self.training.pieces(self.position, lambda done: self._room(start + done))
+        if self.prefetch:
+            pieces = Prefetcher(pieces, feed_lib.on_device, self.prefetch)
+        try:
+            while True:
+                began = time.perf_counter()
+                piece = next(pieces, None)
+                self.ctx.data_seconds = (self.ctx.data_seconds or 0.0) + time.perf_counter() - began
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            if isinstance(pieces, Prefetcher):
+                pieces.close()
 
-    def _dispatch(self, pairs: list[Any]) -> None:
-        ctx = self.ctx
-        if len(pairs) == self.chunk > 1:
-            batches, weights = self.training.put_many(pairs)
-            ctx.state, self.metrics = _step.train_many_into(
-                self.task, ctx.state, self.metrics, batches, weights
-            )
-            self._advance(len(pairs), (batches, weights, True))
-            return
-        for pair in pairs:
-            batch, weight = self.training.put(pair)
-            ctx.state, self.metrics = _step.train_into(self.task, ctx.state, self.metrics, batch, weight)
-            self._advance(1, (batch, weight, False))
+    def _room(self, step: int) -> int:
+        """How many steps the next dispatch may take after this one; 0 where the run ends."""
+        room = min((every - step % every for every in self.edges), default=self.chunk)
+        if self.total_steps is not None:
+            room = min(room, self.total_steps - step)
+        return self.chunk if room >= self.chunk else min(1, room)
 
-    def _advance(self, n: int, batch: tuple[Any, Any, bool]) -> None:
+    def _dispatch(self, piece: Piece) -> None:
         ctx = self.ctx
+        ctx.state, self.metrics, values = feed_lib.train(
+            self.task, ctx.state, self.metrics, piece, self.log_every if self.logs else 0
+        )
         # The position moves with the state, before anybody else runs: an interrupt finds the two in agreement.
-        ctx.step += n
-        ctx.epoch_step += n
+        ctx.step += piece.steps
+        ctx.epoch_step += piece.steps
         self.position = Position(self.position.epoch, ctx.epoch_step)
-        ctx.last_batch = batch if self.callbacks.wants_batch else None
+        ctx.last_batch = (piece.batch, piece.weight, piece.stacked) if self.callbacks.wants_batch else None
         self.callbacks.call("on_step_end", ctx)
-        if ctx.step % self.log_every == 0 and self.callbacks.listens("on_log"):
-            # One window late: what is fetched now was dispatched log_every steps ago, and is long finished.
-            finished, self.late = self.late, (ctx.step, _step.compute_metrics(self.task, self.metrics))
-            if finished is not None:
-                ctx.logs = {"step": finished[0], **plain(_fetched(finished[1]))}
-                self.callbacks.call("on_log", ctx)
+        if self.logs:
+            first = ctx.step - piece.steps + 1 if values is not None else ctx.step
+            due = [step for step in range(first, ctx.step + 1) if step % self.log_every == 0]
+            if due:
+                # One window late: what is fetched now was dispatched before what has just been, and is finished.
+                late, self.late = (
+                    self.late,
+                    (first, due, values or _step.computed(self.task, self.metrics)),
+                )
+                self._log(late)
+
+    def _log(self, late: Any) -> None:
+        """Fetch what was computed for the logs of some steps, and call those who listen, step by step."""
+        if late is None:
+            return
+        first, due, values = late
+        rows = plain_rows(_step.in_order(self.task, on_host(values)))
+        for step in due:
+            self.ctx.logs = {"step": step, **rows[step - first]}
+            self.rescue.watch(self.ctx.logs, self.ctx.state, step - 1)
+            self.callbacks.call("on_log", self.ctx)
+            self._roll_back_if_due()
+
+    def _roll_back_if_due(self) -> None:
+        """Go on from the last good state, at this step and with the data behind it, if a callback said so."""
+        ctx = self.ctx
+        if ctx.rollback_reason is None:
+            return
+        reason, ctx.rollback_reason = ctx.rollback_reason, None
+        self.rescue.keep(ctx.state, ctx.step - 1)
+        good = self.rescue.good(ctx.state)
+        if good is None:
+            ctx.stop(f"{reason}; there is no good state to go back to")
+            return
+        ctx.state = gone_back(good, ctx.state)
+        self.metrics, self.late, self.rescue.skipped = _step.copied(self.training.empty), None, 0.0
+        ctx.save_requested = True  # so that a resume goes on from here
+
+    def _validate(self) -> None:
+        """A validation in the middle of an epoch: the loop waits for it."""
+        ctx, evaluation = self.ctx, self.evaluation
+        assert evaluation is not None
+        metrics = feed_lib.evaluated(evaluation, ctx.state, self._interrupted)
+        if self._interrupted():
+            return
+        values = fetched(_step.compute_metrics(self.task, metrics))
+        ctx.logs = {"epoch": ctx.epoch, "step": ctx.step, **plain(values, "val_")}
+        self.callbacks.call("on_validation_end", ctx)
 
     def _end_of_epoch(self, whole: bool) -> None:
         ctx = self.ctx
         values = _step.compute_metrics(self.task, self.metrics)
         validation = None
         if self.evaluation is not None:
-            validation = _step.compute_metrics(self.task, self.evaluation(ctx.state))
-        values = _fetched(values)  # the epoch's edge: the loop waits here
-        validation = None if validation is None else _fetched(validation)
+            metrics = feed_lib.evaluated(self.evaluation, ctx.state, self._interrupted)
+            if self._interrupted():
+                return  # an epoch without its validation has not ended; a resumed run does that first
+            validation = _step.compute_metrics(self.task, metrics)
+        values = fetched(values)  # the epoch's edge: the loop waits here
+        late, self.late = self.late, None
+        self._log(late)
+        validation = None if validation is None else fetched(validation)
         row = {"epoch": ctx.epoch, "step": ctx.step, **plain(values)}
         if validation is not None:
             row.update(plain(validation, "val_"))
         ctx.logs = row
+        self.rescue.watch(row, ctx.state, ctx.step - 1)
+        if ctx.last_batch is not None:
+            ctx.last_batch = feed_lib.put(ctx.last_batch)
         self.resume_point = ctx.state, self.callbacks.state()
         if validation is not None:
             self.callbacks.call("on_validation_end", ctx)
         self.callbacks.call("on_epoch_end", ctx)
+        self._roll_back_if_due()
         done = History(ctx.history.rows())  # what a checkpoint knows: whole epochs
         ctx.history.append(ctx.logs)
         if self.run is not None:
@@ -491,13 +584,16 @@ class _Loop:
             self.resume_point = None
             done = ctx.history
         due = self.checkpoint_every is None or ctx.step % self.checkpoint_every == 0 or ctx.save_requested
-        if self.run is not None and (due or not whole):
+        if self.run is not None and (due or not whole or self.run.failed()):
             self._save(done)
 
     def _save(self, history: History | None = None) -> None:
         ctx = self.ctx
         done = ctx.history if history is None else history
         state, callbacks = self.resume_point or (ctx.state, self.callbacks.state())
-        self.run.save(state, ctx.step, self.metrics, self.position, done, callbacks)  # type: ignore[union-attr]
+        accumulators = _step.opened(self.metrics)
+        source = self.training.source
+        data_state = source.state(self.position) if hasattr(source, "state") else None
+        self.run.save(state, ctx.step, accumulators, self.position, done, callbacks, data_state)  # type: ignore[union-attr]
         self.saved_step = ctx.step
         ctx.save_requested = False

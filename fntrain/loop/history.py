@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .._check import DataError
+
 
 class History(Mapping):
     """A mapping from column to list, one entry an epoch; epochs are counted from 1.
@@ -57,18 +59,34 @@ def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Computed metrics as Python numbers: scalars as floats, arrays as NumPy arrays.
 
     A value with a bound (`roc_auc`) becomes two entries, `name` and `name_bound`; a dict one a key.
+
+    Raises:
+      DataError: if an exact metric was given more than it keeps, which compiled code can only say by its bound.
     """
     out: dict[str, Any] = {}
     for name, value in values.items():
         name = prefix + name
         fields = getattr(value, "_fields", None)
         if fields is not None:
+            if fields == ("value", "bound") and np.any(np.isnan(value[0]) & np.isinf(value[1])):
+                raise DataError(
+                    f"metric `{name}` was given more rows than its `capacity`, so its value would not be exact; raise "
+                    f"`capacity`, or leave out `exact=True` for a value with a bound"
+                )
             out.update({name if f == "value" else f"{name}_{f}": _number(v) for f, v in zip(fields, value)})
         elif isinstance(value, Mapping):
             out.update(plain(value, f"{name}/"))
         else:
             out[name] = _number(value)
     return out
+
+
+def plain_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`plain`, of values that share a leading axis: one dict a row."""
+    columns = plain(values)
+    return [
+        dict(zip(columns, row)) for row in zip(*(x.tolist() if x.ndim == 1 else x for x in columns.values()))
+    ]
 
 
 def _number(x: Any) -> Any:

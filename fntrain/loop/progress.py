@@ -1,4 +1,4 @@
-"""The progress of a run: a live bar on a terminal, one plain line an epoch everywhere else."""
+"""The progress of a run: a live bar on a terminal, a table in a notebook, a plain line an epoch elsewhere."""
 
 import math
 import numbers
@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .notebook import MOST_ROWS, Cell, Output, page
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 REFRESH_SECONDS = 0.1  # drawing more often than this costs time that nobody sees
+NOTEBOOK_SECONDS = 0.5  # and in a notebook each drawing is a message to the browser
 
 _LOWER = {"loss", "error", "mse", "rmse", "mae", "huber", "nll", "entropy", "perplexity"}
 _HIGHER = {"accuracy", "precision", "recall", "f1", "auc", "r2", "iou", "score"}
@@ -110,8 +113,8 @@ class ProgressBar:
     """Show how a run is doing: where it is, how fast it is, what it will come to.
 
     On a terminal a bar is drawn below one aligned line an epoch, and at the end gives way to a table with the
-    first, best and last value of every column. Elsewhere (a file, a pipe, a notebook) there is one plain line
-    an epoch and one at the end, without control codes.
+    first, best and last value of every column. In a notebook one output holds a bar over a table of the epochs.
+    Elsewhere (a file, a pipe) there is one plain line an epoch and one at the end, without control codes.
 
     Only numbers that are on the host already are shown, so no step waits for it: drawing happens at most
     ten times a second, and a step at which none is due costs the reading of a clock. Rates are steps by wall
@@ -146,6 +149,7 @@ class ProgressBar:
         self._given = console
         self._clock = clock
         self._live: Any = None
+        self._notebook: Output | None = None
 
     def on_fit_begin(self, ctx: Any) -> None:
         """Forget the last run and, on a terminal, draw the bar."""
@@ -163,7 +167,11 @@ class ProgressBar:
         self._columns: dict[str, list] = {}  # of the epochs seen by this process
         self._epochs: list[int] = []
         self._header = ""
-        if self._console.is_terminal and self._console.is_interactive:
+        self._speeds: list[float | None] = []  # of the epochs
+        if self._console.is_jupyter:
+            self._notebook = Output()
+            self._draw(ctx, self._began)
+        elif self._console.is_terminal and self._console.is_interactive:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
             self._draw(ctx, self._began)
@@ -181,9 +189,9 @@ class ProgressBar:
         if self._since is None:
             self._since = self._epoch_since = _Mark(now, ctx.step)
         self._due = math.inf
-        if self._live is not None:
+        if self._live is not None or self._notebook is not None:
             self._draw(ctx, now)
-            self._due = now + REFRESH_SECONDS
+            self._due = now + (REFRESH_SECONDS if self._live is not None else NOTEBOOK_SECONDS)
 
     def on_log(self, ctx: Any) -> None:
         """Remember the running values for the next drawing."""
@@ -200,20 +208,22 @@ class ProgressBar:
         self._columns = {name: self._columns[name] for name in sorted(self._columns, key=reading_order)}
         self._epochs.append(ctx.epoch)
         rate = self._epoch_since.rate(now, ctx.step) if self._epoch_since else None
+        self._speeds.append(rate)
         if len(self._epochs) == 1:
             self._first_epoch_end = _Mark(now, ctx.step)
         elif len(self._epochs) == 2:
             self._since = self._first_epoch_end
-        if self._live is None:
+        if self._live is None and self._notebook is None:
             self._print_line(ctx, now, rate)
-        else:
+            return
+        if self._live is not None:
             self._print_row(ctx, rate)
-            self._draw(ctx, now)
+        self._draw(ctx, now)
 
     def on_fit_end(self, ctx: Any) -> None:
         """Take the bar away and sum the run up."""
         now = self._clock()
-        on_terminal = self._live is not None
+        on_terminal, notebook = self._live is not None, self._notebook
         self.close()
         steps = ctx.step - ctx.resumed_step
         said = [
@@ -228,6 +238,9 @@ class ProgressBar:
                 self._console.print(self._summary())
             self._console.print("  " + ", ".join(said), style="dim", highlight=False)
             return
+        if notebook is not None:
+            notebook.show(page("done", None, ", ".join(said), *self._table(ctx)))
+            return
         for name in ("val_loss", "loss"):
             values = self._columns.get(name, [])
             i = best_index(name, values)
@@ -238,6 +251,7 @@ class ProgressBar:
 
     def close(self) -> None:
         """Take the bar off the screen, if there is one; a run that ends with an error needs no more."""
+        self._notebook = None  # its output stays as it is
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -295,50 +309,91 @@ class ProgressBar:
         row.append("  " + (number_text(rate) if rate else "").rjust(8), style="dim")
         self._console.print(row)
 
+    def _table(self, ctx: Any) -> tuple[list[str], list[list[Cell]], int]:
+        """The notebook's table: its head, the last epochs, and how many are left out before them."""
+        shown = self._shown()
+        best = {name: best_index(name, self._columns[name]) for name in shown if name.startswith("val_")}
+        first = max(0, len(self._epochs) - MOST_ROWS)
+        rows = []
+        for i in range(first, len(self._epochs)):
+            values = [(self._columns[name][i], best.get(name) == i) for name in shown]
+            cells = [Cell(number_text(x), is_best, _is_bad(x)) for x, is_best in values]
+            speed = self._speeds[i]
+            rows.append(
+                [Cell(_of(self._epochs[i], ctx.epochs)), *cells, Cell(number_text(speed) if speed else "")]
+            )
+        return ["epoch", *map(_short, shown), "steps/s"], rows, first
+
     def _draw(self, ctx: Any, now: float) -> None:
+        if self._notebook is not None:
+            where = f"epoch {_of(ctx.epoch, ctx.epochs)}, step {self._step(ctx)}"
+            done = ctx.step / ctx.steps if ctx.steps else None
+            title = ", ".join(filter(None, [where, self._eta(ctx, now)]))
+            note = " · ".join(self._values() + self._speed(ctx, now))
+            self._notebook.show(page(title, done, note, *self._table(ctx)))
+            return
         from rich.console import Group
         from rich.progress_bar import ProgressBar as Bar
         from rich.table import Table
         from rich.text import Text
 
-        per_epoch = ctx.epochs is not None and ctx.steps_per_epoch is not None
-        step = _of(ctx.epoch_step, ctx.steps_per_epoch) if per_epoch else _of(ctx.step, ctx.steps)
         top = Table.grid(expand=True, padding=(0, 2))
         top.add_column(no_wrap=True)
         top.add_column(ratio=1)
         top.add_column(no_wrap=True)
         top.add_row(
-            Text.assemble((f"epoch {_of(ctx.epoch, ctx.epochs)}", "bold"), f"  step {step}"),
+            Text.assemble((f"epoch {_of(ctx.epoch, ctx.epochs)}", "bold"), f"  step {self._step(ctx)}"),
             Bar(ctx.steps, ctx.step, pulse=ctx.steps is None, complete_style="cyan", finished_style="cyan"),
             self._eta(ctx, now) or duration_text(now - self._began),
         )
-        if self._since is None:
-            parts = ["compiling the first step"]
-        else:
-            parts = self._rates(ctx, self._since.rate(now, ctx.step))
+        parts = self._speed(ctx, now)
         room = self._console.width - sum(len(part) + 3 for part in parts)
         values = []
-        for name in sorted(self._running, key=reading_order):
-            text = f"{_short(name)} {number_text(self._running[name])}"
-            if is_number(self._running[name]) and name not in _COUNTS | _DETAILS and len(text) + 3 <= room:
+        for text in self._values():
+            if len(text) + 3 <= room:
                 values.append(text)
                 room -= len(text) + 3
         bottom = Text(" · ".join(values + parts), style="dim", no_wrap=True, overflow="ellipsis")
         self._live.update(Group(top, bottom), refresh=True)
 
+    def _step(self, ctx: Any) -> str:
+        per_epoch = ctx.epochs is not None and ctx.steps_per_epoch is not None
+        return _of(ctx.epoch_step, ctx.steps_per_epoch) if per_epoch else _of(ctx.step, ctx.steps)
+
+    def _speed(self, ctx: Any, now: float) -> list[str]:
+        if self._since is None:
+            return ["compiling the first step"]
+        return self._rates(ctx, self._since.rate(now, ctx.step))
+
+    def _values(self) -> list[str]:
+        """List the running values, in reading order."""
+        return [
+            f"{_short(name)} {number_text(self._running[name])}"
+            for name in sorted(self._running, key=reading_order)
+            if is_number(self._running[name]) and name not in _COUNTS | _DETAILS
+        ]
+
     def _summary(self) -> Any:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=True)
-        table.add_column("", no_wrap=True)
-        for name in ("first", "best", "at epoch", "last"):
-            table.add_column(name, justify="right", no_wrap=True)
+        rows = [["", "first", "best", "at epoch", "last"]]
         for name, values in self._columns.items():
             seen = [v for v in values if v is not None]
             i = best_index(name, values)
             best = ("", "") if i is None else (number_text(values[i]), str(self._epochs[i]))
-            table.add_row(_short(name), number_text(seen[0]), *best, number_text(seen[-1]))
+            rows.append([_short(name), number_text(seen[0]), *best, number_text(seen[-1])])
+        # In a narrow window whole columns go, those that matter least first, rather than the ends of all.
+        widths = [max(map(len, column)) + 3 for column in zip(*rows)]
+        kept = [0, 1, 2, 3, 4]
+        for column in (1, 3, 2):
+            if sum(widths[i] for i in kept) >= self._console.width:
+                kept.remove(column)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=True)
+        for i in kept:
+            table.add_column(rows[0][i], justify="right" if i else "left", no_wrap=True)
+        for row in rows[1:]:
+            table.add_row(*(row[i] for i in kept))
         return table
 
 
@@ -355,8 +410,12 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" + "s" * (n != 1)
 
 
+def _is_bad(x: Any) -> bool:
+    return x is not None and not math.isfinite(x)
+
+
 def _style(name: str, values: list) -> str:
     """Green for the best validation so far, red for a value that is not finite."""
-    if values[-1] is not None and not math.isfinite(values[-1]):
+    if _is_bad(values[-1]):
         return "red"
     return "green" if name.startswith("val_") and best_index(name, values) == len(values) - 1 else ""

@@ -244,7 +244,9 @@ def _cell(value: Any) -> str:
 
 def _text(value: str) -> str:
     value = " ".join(value.splitlines())
-    plain = value and not value.startswith(("=", "+", "-", "@", "\t")) and _parsed(value) == value
+    # Leading blanks count for nothing: some spreadsheets strip them.
+    formula = value.startswith("\t") or value.lstrip().startswith(("=", "+", "-", "@"))
+    plain = value and not formula and _parsed(value) == value
     return value if plain else "'" + value
 
 

@@ -1,7 +1,12 @@
 """Callbacks: the protocol, and those that are shipped."""
 
 from ..progress import ProgressBar as ProgressBar
-from ._protocol import EVENTS as EVENTS, CallbackList as CallbackList, LoopContext as LoopContext
+from ._protocol import (
+    EVENTS as EVENTS,
+    CallbackList as CallbackList,
+    Histogram as Histogram,
+    LoopContext as LoopContext,
+)
 from .checkpointing import ModelCheckpoint as ModelCheckpoint
 from .loggers import (
     CSVLogger as CSVLogger,
@@ -16,3 +21,4 @@ from .monitors import (
 )
 from .rates import LearningRateScheduler as LearningRateScheduler, ReduceLROnPlateau as ReduceLROnPlateau
 from .stopping import EarlyStopping as EarlyStopping, NaNGuard as NaNGuard
+from .watchdog import Watchdog as Watchdog

@@ -1,13 +1,15 @@
 """The callback protocol: what `fit` calls, when, and with what."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from ..._check import ConfigError, one_of
+from ..._check import ConfigError, did_you_mean, one_of
 from ..._state import TrainState
 from ..._task import Task
 from ..._typing import PyTree
@@ -23,6 +25,18 @@ EVENTS = (
     "on_fit_end",
 )
 """The events in their order; a callback is any object with some of these methods."""
+
+
+_KERAS = {"on_train_begin": "on_fit_begin", "on_train_end": "on_fit_end"}
+
+
+class Histogram(NamedTuple):
+    """How numbers are distributed: `counts` `[n]` between `edges` `[n + 1]`; those that are not finite are left out."""
+
+    counts: np.ndarray
+    edges: np.ndarray
+    sum: float
+    sum_of_squares: float
 
 
 @dataclasses.dataclass
@@ -49,10 +63,14 @@ class LoopContext:
       resumed_step: the step this process started at.
       run_dir: the run directory, or None.
       stop_reason: why the run will stop after this event, or None.
+      rollback_reason: why the run goes back to its last good checkpoint after this event, or None.
+      bad_steps: whether a callback has found the run's steps bad, so that the first is worth keeping.
       save_requested: whether a callback has asked for a checkpoint.
+      data_seconds: how long the loop has waited for batches in all; None where nobody counts.
       columns: a function that says which numbers an epoch logs; None where that is not known before.
       last_batch: the last batch and its weights, on the device, and whether they are stacked, one row a step;
-        None unless a callback `wants_batch`.
+        None unless a callback `wants_batch`, and again once the epoch's end was called.
+      histograms: by name, for the callbacks that come after the one that made them; empty again at the epoch's end.
     """
 
     task: Task
@@ -70,13 +88,27 @@ class LoopContext:
     resumed_step: int = 0
     run_dir: Any = None
     stop_reason: str | None = None
+    rollback_reason: str | None = None
+    bad_steps: bool = False
     save_requested: bool = False
+    data_seconds: float | None = None
     columns: Callable[[], list[str]] | None = None
     last_batch: tuple[PyTree, Any, bool] | None = None
+    histograms: dict[str, Histogram] = dataclasses.field(default_factory=dict)
 
     def stop(self, reason: str) -> None:
         """End the run after this event, in good order."""
         self.stop_reason = reason
+
+    def roll_back(self, reason: str) -> None:
+        """Go back to the last good checkpoint after this event, and on with the data behind this step.
+
+        Raises:
+          ConfigError: if there is no run directory that could hold one.
+        """
+        if self.run_dir is None:
+            raise ConfigError("`roll_back` needs a run directory: `fit(..., run_dir=...)`")
+        self.rollback_reason = reason
 
     def request_save(self) -> None:
         """Save a checkpoint of the run after this event.
@@ -103,12 +135,16 @@ class CallbackList:
     arrays, and `restore(state)`, which is called after `on_fit_begin`. At `on_fit_begin` a callback starts
     anew, so that one instance may serve several runs, one after another. `close()` is called if a run fails.
 
+    Methods in Keras's form do as well: `on_epoch_begin` and `on_epoch_end` whose first parameter is `epoch` get the
+    epoch, counted from 0 as there, and the logs; `on_train_begin` and `on_train_end` get the logs.
+
     Args:
       callbacks: objects with methods named as `EVENTS`, each taking the LoopContext; or plain functions of the
         epoch's logs, called at the end of an epoch, whose returned dict, if any, is merged into them.
 
     Raises:
-      ConfigError: if one is neither, such as a class instead of its instance.
+      ConfigError: if one is neither, such as a class instead of its instance; if a method takes other arguments, or
+        has a name that no event has; if it is a callback of Keras's own, which acts on a Keras model.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -135,9 +171,9 @@ class CallbackList:
         for callback in self.callbacks:
             if isinstance(callback, type):
                 raise ConfigError(f"`callbacks` must hold instances: write `{callback.__name__}()`")
-            found = _events(callback)
-            for event in found:
-                self._listeners[event].append(getattr(callback, event))
+            found = _listeners(callback)
+            for event, listener in found:
+                self._listeners[event].append(listener)
             if not found and callable(callback):
                 self._listeners["on_epoch_end"].append(_on_epoch_logs(callback))
             elif not found:
@@ -175,6 +211,10 @@ class CallbackList:
                 owner = getattr(listener, "__self__", listener)
                 error.add_note(f"raised by the callback {_name(owner)} in {event}, at step {ctx.step}")
                 raise
+        if (
+            event == "on_epoch_end"
+        ):  # whoever wanted them has had them: a batch is not kept over the next epoch
+            ctx.last_batch, ctx.histograms = None, {}
 
     def state(self) -> list[dict[str, Any]]:
         """The state of each callback that has one, with its name."""
@@ -222,6 +262,62 @@ class CallbackList:
 
 def _events(callback: Any) -> list[str]:
     return [event for event in EVENTS if callable(getattr(callback, event, None))]
+
+
+def _listeners(callback: Any) -> list[tuple[str, Callable[[LoopContext], Any]]]:
+    """The events that an object listens to, and how each is called."""
+    if any(base.__module__.split(".")[0] == "keras" for base in type(callback).__mro__):
+        raise ConfigError(
+            f"`callbacks`: {type(callback).__name__} is a callback of Keras, and acts on a Keras model; take the one "
+            f"of `fntrain.callbacks`, or write a class with `def on_epoch_end(self, ctx)`"
+        )
+    methods = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]
+    for name in methods:
+        if name not in EVENTS and name not in _KERAS:
+            raise ConfigError(
+                f"`callbacks`: nothing calls `{name}` of {_name(callback)}; the events are {', '.join(EVENTS)}"
+                + did_you_mean(name, EVENTS)
+            )
+    found = [(event, _listener(callback, event)) for event in _events(callback)]
+    return found + [(_KERAS[name], _with_logs(callback, name)) for name in methods if name in _KERAS]
+
+
+def _listener(callback: Any, event: str) -> Callable[[LoopContext], Any]:
+    method = getattr(callback, event)
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # such as a built-in: called as it is
+        return method
+    if next(iter(signature.parameters), None) == "epoch":
+        return _with_epoch(callback, method, signature)
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ConfigError(
+            f"`callbacks`: `{event}` of {_name(callback)} must take one argument, the LoopContext, as in "
+            f"`def {event}(self, ctx)`, got `{event}{signature}`"
+        ) from None
+    return method
+
+
+def _with_epoch(
+    callback: Any, method: Callable, signature: inspect.Signature
+) -> Callable[[LoopContext], None]:
+    takes_logs = len(signature.parameters) > 1
+
+    def listener(ctx: LoopContext) -> None:
+        method(ctx.epoch - 1, *([ctx.logs] if takes_logs else []))
+
+    listener.__qualname__ = _name(callback)
+    return listener
+
+
+def _with_logs(callback: Any, name: str) -> Callable[[LoopContext], None]:
+    def listener(ctx: LoopContext) -> None:
+        getattr(callback, name)(ctx.logs)
+
+    listener.__qualname__ = _name(callback)
+    return listener
 
 
 def _has_state(callback: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ... import _check, tree
+from ... import _check, sharding, tree
 from ..._check import ConfigError
 from ..._typing import Params
 from ...transforms._plateau import stop_on_plateau
@@ -149,14 +149,16 @@ class ModelCheckpoint:
 
 
 def save_params(path: Path, params: Params) -> None:
-    """Write parameters to an `.npz` file, by path, replacing it as a whole."""
+    """Write parameters to an `.npz` file, by path, replacing it as a whole; of several processes, the first does."""
+    host = sharding.to_host(params)
+    if jax.process_index() != 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # Not `np.savez`, whose own arguments are not free for names of parameters.
         with zipfile.ZipFile(temporary, "w") as archive:
-            for name, x in tree.items(jax.device_get(params)):
-                x = np.asarray(x)
+            for name, x in tree.items(host):
                 x = x.astype(np.float32) if x.dtype.kind == "V" else x  # bfloat16 and its like: not NumPy's
                 with archive.open(f"{name or 'params'}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, x, allow_pickle=False)

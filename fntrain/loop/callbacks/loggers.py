@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..._check import ConfigError
@@ -29,6 +30,8 @@ class _FileLogger:
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start the file anew; when resuming, go on after the epochs that are done."""
         self.close()
+        if jax.process_index() != 0:
+            return
         if not ctx.resumed:
             self.path.unlink(missing_ok=True)
         self._writer = self.writer_type(self.path)
@@ -36,7 +39,8 @@ class _FileLogger:
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Write the epoch's row."""
-        self._writer.write(ctx.logs)
+        if self._writer is not None:
+            self._writer.write(ctx.logs)
 
     def on_fit_end(self, ctx: LoopContext) -> None:
         """Close the file."""
@@ -95,8 +99,8 @@ class TensorBoardLogger:
     """Write scalars for TensorBoard: each epoch's row, and running means of the epoch under `running/`.
 
     Steps are the run's steps. An entry that is a dict gives one scalar a key, `name/key`; arrays and text are
-    left out. In a directory that holds events already, those of steps that the run has not reached yet are
-    marked as replaced.
+    left out. Histograms come from a `GradientStats(histograms=True)` that stands before this one. In a directory
+    that holds events already, those of steps that the run has not reached yet are marked as replaced.
 
     Args:
       directory: where the event files go; made if need be.
@@ -126,6 +130,8 @@ class TensorBoardLogger:
         from tensorboardX import SummaryWriter
 
         self.close()
+        if jax.process_index() != 0:
+            return
         self._writer = SummaryWriter(
             str(self.directory),
             # The row of an epoch that ended here was written by the run before, unless it is still to end.
@@ -135,11 +141,27 @@ class TensorBoardLogger:
 
     def on_log(self, ctx: LoopContext) -> None:
         """Write the running means."""
+        if self._writer is None:
+            return
         self._write(ctx.logs, "running/", ctx.logs.get("step", ctx.step))
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Write the epoch's row."""
+        if self._writer is None:
+            return
         self._write(ctx.logs, "", ctx.step)
+        for name, drawn in ctx.histograms.items():
+            self._writer.add_histogram_raw(
+                name,
+                min=drawn.edges[0],
+                max=drawn.edges[-1],
+                num=int(drawn.counts.sum()),
+                sum=drawn.sum,
+                sum_squares=drawn.sum_of_squares,
+                bucket_limits=drawn.edges[1:].tolist(),
+                bucket_counts=drawn.counts.tolist(),
+                global_step=ctx.step,
+            )
         self._writer.flush()
 
     def on_fit_end(self, ctx: LoopContext) -> None:
@@ -198,7 +220,7 @@ class MetricLogger:
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Record the epoch's row."""
         self.history.append(ctx.logs)
-        if self.write is not None:
+        if self.write is not None and jax.process_index() == 0:
             names = [
                 n for n, x in ctx.logs.items() if isinstance(x, int | float) and n not in ("epoch", "step")
             ]

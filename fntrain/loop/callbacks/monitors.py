@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ... import _check, _step, tree
 from ..._task import Task
 from ..._typing import PyTree
-from ._protocol import LoopContext, last_of
+from ._protocol import Histogram, LoopContext, last_of
+
+BINS = 64
 
 
 class GradientStats:
@@ -30,6 +34,9 @@ class GradientStats:
 
     Args:
       every: measure every so many epochs, >= 1.
+      histograms: also form, in the same pass, the histograms of each layer's gradients and parameters, in 64 bins
+        from the smallest to the largest. They are no part of the row: a `TensorBoardLogger` that stands after this
+        one writes them.
 
     Raises:
       ConfigError: if `every` is no integer >= 1.
@@ -47,8 +54,9 @@ class GradientStats:
 
     wants_batch = True
 
-    def __init__(self, every: int = 1):
+    def __init__(self, every: int = 1, histograms: bool = False):
         self.every = _check.integer("every", every, at_least=1)
+        self.histograms = bool(histograms)
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Measure, if that is due."""
@@ -57,12 +65,16 @@ class GradientStats:
         batch, weight, stacked = ctx.last_batch
         if stacked:
             batch, weight = last_of((batch, weight))
-        values = jax.device_get(_measured(ctx.task, ctx.state, batch, weight))
+        values, histograms = jax.device_get(_measured(ctx.task, self.histograms, ctx.state, batch, weight))
         ctx.logs.update(jax.tree.map(float, values))
+        for name, (counts, low, high, *sums) in histograms.items():
+            if counts.any():
+                edges = np.linspace(float(low), float(high), BINS + 1)
+                ctx.histograms[name] = Histogram(counts, edges, *map(float, sums))
 
 
-@partial(jax.jit, static_argnums=0)
-def _measured(task: Task, state: Any, batch: PyTree, weight: Any) -> dict[str, Any]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _measured(task: Task, histograms: bool, state: Any, batch: PyTree, weight: Any) -> tuple[dict, dict]:
     _, grads = _step.compute_gradients(task, state, batch, weight)
     after, _ = _step.train_step(task, state, batch, weight)
     before = tree.split(state.params)[0]
@@ -70,12 +82,37 @@ def _measured(task: Task, state: Any, batch: PyTree, weight: Any) -> dict[str, A
         lambda new, old: tree.wide(new) - tree.wide(old), tree.split(after.params)[0], before
     )
     gradient, update, size = map(_by_layer, (grads, change, before))
-    return {
+    values = {
         "gradient_norm": tree.norm(gradient),
         "update_ratio": tree.norm(update) / tree.norm(size),
         "layer_gradient_norm": {layer: tree.norm(x) for layer, x in gradient.items()},
         "layer_update_ratio": {layer: tree.norm(x) / tree.norm(size[layer]) for layer, x in update.items()},
     }
+    drawn = {"gradients": gradient, "params": size} if histograms else {}
+    return values, {
+        f"{kind}/{layer}".rstrip("/"): _histogram(x)
+        for kind, layers in drawn.items()
+        for layer, x in layers.items()
+    }
+
+
+def _histogram(leaves: list[jax.Array]) -> tuple[jax.Array, ...]:
+    """Counts in equal bins, the ends of these, and the sums of the finite numbers and of their squares."""
+    x = jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves])
+    finite = jnp.isfinite(x)
+    low = jnp.min(x, where=finite, initial=jnp.inf)
+    high = jnp.max(x, where=finite, initial=-jnp.inf)
+    half = jnp.where(
+        high > low, jnp.float32(0), jnp.float32(0.5)
+    )  # numbers that are all equal stand in the middle
+    low, high = low - half, high + half
+    x = jnp.where(finite, x, low)
+    # Halved before they are subtracted: the range of finite numbers may be infinite.
+    place = (x / 2 - low / 2) / (high / 2 - low / 2) * BINS
+    index = jnp.clip(place.astype(jnp.int32), 0, BINS - 1)
+    counts = jnp.zeros(BINS, jnp.int32).at[index].add(finite.astype(jnp.int32))
+    x = jnp.where(finite, x, jnp.float32(0))
+    return counts, low, high, jnp.sum(x), jnp.sum(jnp.square(x))
 
 
 def _by_layer(params: PyTree) -> dict[str, list[jax.Array]]:
@@ -90,6 +127,7 @@ class ResourceMonitor:
 
     - `epoch_seconds`: from the epoch's beginning to its end, validation and, in the first, compiling included;
     - `step_time_ms`: the same over the number of steps;
+    - `data_seconds`: how much of it the loop waited for batches;
     - `host_memory_mib`: the resident memory of this process, on Linux;
     - `device_memory_mib`, `device_memory_peak_mib`: of the first local device, where its backend says.
 
@@ -107,11 +145,11 @@ class ResourceMonitor:
     """
 
     def __init__(self) -> None:
-        self._began, self._step = time.monotonic(), 0
+        self._began, self._step, self._waited = time.monotonic(), 0, 0.0
 
     def on_epoch_begin(self, ctx: LoopContext) -> None:
         """Start the clock."""
-        self._began, self._step = time.monotonic(), ctx.step
+        self._began, self._step, self._waited = time.monotonic(), ctx.step, ctx.data_seconds or 0.0
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Read clock and memory."""
@@ -119,6 +157,8 @@ class ResourceMonitor:
         ctx.logs["epoch_seconds"] = seconds
         if ctx.step > self._step:
             ctx.logs["step_time_ms"] = 1e3 * seconds / (ctx.step - self._step)
+        if ctx.data_seconds is not None:
+            ctx.logs["data_seconds"] = ctx.data_seconds - self._waited
         device = jax.local_devices()[0].memory_stats() or {}
         found = {
             "host_memory_mib": resident_bytes(),

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ... import _check
+from ... import _check, schedules
 from ..._check import ConfigError
 from ..._state import TrainState
 from ...transforms._decay import ScaleByLearningRateState
@@ -13,6 +13,20 @@ from ...transforms._hyperparams import placed_like, replace_nodes, set_multiplie
 from ...transforms._plateau import PlateauState, plateau
 from ._monitor import check_column, check_name, read
 from ._protocol import LoopContext
+
+# The schedules that a scheduler may name; the others are made of schedules.
+_NAMES = [
+    "constant",
+    "linear",
+    "cosine",
+    "exponential",
+    "step_decay",
+    "polynomial",
+    "piecewise",
+    "rsqrt",
+    "one_cycle",
+    "sgdr",
+]
 
 
 class LearningRateScheduler:
@@ -23,12 +37,18 @@ class LearningRateScheduler:
     the function's value times the schedule's, over what the schedule was at the run's beginning. Where groups
     of parameters have rates of their own, it is the rate of the first, and the others keep their ratio to it.
 
+    By name it is one of `fntrain.schedules` over epochs, whose arguments are `options`, so that `steps` are epochs
+    and the first has number 0; `"reduce_on_plateau"` makes a `ReduceLROnPlateau(**options)` instead.
+
     Args:
-      function: from the epoch, counted from 1, to the learning rate, >= 0.
+      function: from the epoch, counted from 1, to the learning rate, >= 0; or a name.
+      scheduler: a name, in place of the function.
+      **options: the arguments of what is named.
 
     Raises:
-      ConfigError: if `function` is none; by `fit`, if the optimizer has no `scale_by_learning_rate`, its rate is 0
-        when the run begins, or the function returns anything but a number >= 0.
+      ConfigError: if `function` is none, the name is unknown or `options` don't fit it; by `fit`, if the optimizer has
+        no `scale_by_learning_rate`, its rate is 0 when the run begins, or the function returns anything but a
+        number >= 0.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -38,13 +58,42 @@ class LearningRateScheduler:
       >>> data = np.ones(4, np.float32)
       >>> ft.fit(task, state, data, epochs=3, callbacks=[halving], progress=False).history["learning_rate"]
       [0.5, 0.25, 0.125]
+      >>> ft.callbacks.LearningRateScheduler(scheduler="reduce_on_plateau", factor=0.1, patience=5).factor
+      0.1
     """
 
     adds_logs = False
 
-    def __init__(self, function: Callable[[int], Any]):
+    def __new__(
+        cls,
+        function: Callable[[int], Any] | str | None = None,
+        *,
+        scheduler: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make the one that is named."""
+        if "reduce_on_plateau" in (function, scheduler):
+            return ReduceLROnPlateau(**options)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        function: Callable[[int], Any] | str | None = None,
+        *,
+        scheduler: str | None = None,
+        **options: Any,
+    ):
+        if (function is None) == (scheduler is None):
+            raise ConfigError(
+                f"give `function` or `scheduler`, one of the two (got function={function!r}, scheduler={scheduler!r})"
+            )
+        name = scheduler if function is None else function
+        if isinstance(name, str):
+            function = _named(name, options)
+        elif options:
+            raise ConfigError(f"`{next(iter(options))}` is for a scheduler by name, and `function` is given")
         _check.function("function", function, "(epoch) -> learning rate")
-        self.function = function
+        self.function: Any = function
         self._base: float | None = None
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
@@ -73,6 +122,20 @@ class LearningRateScheduler:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with it."""
         self._base = state["base"]
+
+
+def _named(name: str, options: dict[str, Any]) -> Callable[[int], Any]:
+    _check.one_of("scheduler", name, ["reduce_on_plateau", *_NAMES])
+    try:
+        schedule = getattr(schedules, name)(**options)
+    except TypeError as error:
+        raise ConfigError(f"`scheduler` {name!r} of `fntrain.schedules`: {error}") from None
+
+    def function(epoch: int) -> Any:
+        with jax.transfer_guard("allow"):  # one number an epoch, of arithmetic on the host's side
+            return schedule(epoch - 1)
+
+    return function
 
 
 class ReduceLROnPlateau:
