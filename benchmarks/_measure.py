@@ -7,14 +7,15 @@ that rotates, and what is reported is the median of each and its ratio to a base
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], float | None]], *, rounds: int = 15, warmup: int = 3
+    contenders: dict[str, Callable[[], Any]], *, rounds: int = 15, warmup: int = 3, timed: bool = False
 ) -> dict[str, float]:
     """Median seconds of each contender; each is a function that runs one unit of work and waits for it.
 
-    One that returns a number has timed itself: it knows which part of its work counts.
+    With `timed` they return the seconds themselves: they know which part of their work counts.
     """
     for run in contenders.values():
         for _ in range(warmup):
@@ -25,7 +26,7 @@ def interleaved(
         for name in names[i % len(names) :] + names[: i % len(names)]:
             start = time.perf_counter()
             own = contenders[name]()
-            times[name].append(time.perf_counter() - start if own is None else own)
+            times[name].append(own if timed else time.perf_counter() - start)
     return {name: statistics.median(ts) for name, ts in times.items()}
 
 

@@ -115,6 +115,7 @@ def measured(name: str, rounds: int) -> list[list[str]]:
         },
         rounds=rounds,
         warmup=1,
+        timed=True,
     )
     checkpoints.close()
     background.close()

@@ -489,7 +489,7 @@ def small_model(rounds: int, quick: bool) -> None:
             "Lightning": lambda: by_lightning(problem),
         }
     print("## Digits, MLP 64-128-10, batch 32\n")
-    seconds = interleaved(available(makers), rounds=rounds, warmup=1)
+    seconds = interleaved(available(makers), rounds=rounds, warmup=1, timed=True)
     keras = {name: s for name, s in seconds.items() if name.startswith("Keras")}
     if keras:
         seconds["Keras at its best"] = min(keras.values())
@@ -515,7 +515,7 @@ def large_model(rounds: int) -> None:
         "fit": lambda: by_fit(problem),
         "fit, 1 step a call": lambda: by_fit(problem, steps_per_call=1),
     }
-    seconds = interleaved(available(makers), rounds=rounds, warmup=1)
+    seconds = interleaved(available(makers), rounds=rounds, warmup=1, timed=True)
     show(seconds, "by hand", [("fit", "by hand", 1.01)])
 
 
@@ -585,7 +585,7 @@ def cold(rounds: int) -> None:
             print("left out: Keras (not installed)")
             continue
         contenders[name] = functools.partial(_first_step, program)
-    seconds = interleaved(contenders, rounds=rounds, warmup=1)
+    seconds = interleaved(contenders, rounds=rounds, warmup=1, timed=True)
     rows = [[name, f"{s:.2f}", f"{s / seconds['by hand']:.2f}"] for name, s in seconds.items()]
     print(table(rows, ["loop", "seconds", "ratio to by hand"]) + "\n")
     print(table(goal_rows(seconds, [("fit", "Keras", 1.0)]), ["ratio", "measured", "goal", ""]) + "\n")

@@ -554,7 +554,11 @@ def predicted_classes(scores: jax.Array, labels: jax.Array) -> jax.Array:
     """The highest score's class, the first of equals; integer predictions are taken as they are."""
     if scores.ndim == labels.ndim:
         return scores.astype(jnp.int32)
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    # argmax in two plain reductions, which XLA:CPU does in vectors: the first of the largest, or of the NaN.
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    places = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    chosen = (scores == highest) | jnp.isnan(scores)
+    return jnp.min(jnp.where(chosen, places, jnp.int32(scores.shape[-1])), axis=-1)
 
 
 def _yes_or_no(
