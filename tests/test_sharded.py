@@ -225,7 +225,10 @@ def test_the_norm_and_the_clips_work_inside_shard_map():
     """Each shard its own, the branch for what overflows included; against one shard after the other."""
     mesh = ft.sharding.mesh(data=8)
     rng = np.random.default_rng(0)
-    x = {"a": rng.normal(size=(16, 3)).astype(np.float32), "b": rng.normal(size=(8, 300, 70)).astype(np.float32)}
+    x = {
+        "a": rng.normal(size=(16, 3)).astype(np.float32),
+        "b": rng.normal(size=(8, 300, 70)).astype(np.float32),
+    }
     x["b"][3] *= 1e25
     split = jax.tree.map(lambda _: P("data"), x)
 
