@@ -116,9 +116,19 @@ def apply(params: Any, x: Any) -> Any:
 # By hand
 
 
-def by_hand(problem: Problem, reads_loss: bool = False, accumulates: bool = True) -> Callable[[], float]:
+def optax_chain() -> Any:
+    return optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, weight_decay=DECAY))
+
+
+def our_chain() -> ft.Transform:
+    return ft.chain(ft.clip_by_norm(CLIP), ft.optimizers.adamw(RATE, weight_decay=DECAY))
+
+
+def by_hand(
+    problem: Problem, reads_loss: bool = False, accumulates: bool = True, tx: Any = None
+) -> Callable[[], float]:
     """The loop that `fit` is measured by: jitted, donated, sums kept on the device and read once an epoch."""
-    tx = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, weight_decay=DECAY))
+    tx = optax_chain() if tx is None else tx
 
     def gradients(params, x, y):
         def loss_fn(params):
@@ -165,12 +175,8 @@ def by_hand(problem: Problem, reads_loss: bool = False, accumulates: bool = True
 # fntrain
 
 
-def make_task() -> ft.Task:
-    return ft.Task(
-        _loss,
-        ft.chain(ft.clip_by_norm(CLIP), ft.optimizers.adamw(RATE, weight_decay=DECAY)),
-        metrics={"accuracy": ft.metrics.accuracy()},
-    )
+def make_task(tx: Any = None) -> ft.Task:
+    return ft.Task(_loss, our_chain() if tx is None else tx, metrics={"accuracy": ft.metrics.accuracy()})
 
 
 def _loss(params, batch, ctx):
@@ -215,8 +221,8 @@ def by_fit(
     return run
 
 
-def by_train_step(problem: Problem) -> Callable[[], float]:
-    task = make_task()
+def by_train_step(problem: Problem, tx: Any = None) -> Callable[[], float]:
+    task = make_task(tx)
     state = ft.init_state(task, problem.params())
     rng = np.random.default_rng(0)
 
@@ -467,6 +473,7 @@ def small_model(rounds: int, quick: bool) -> None:
         "by hand": lambda: by_hand(problem),
         "by hand, loss read each step": lambda: by_hand(problem, reads_loss=True),
         "by hand, nothing accumulated": lambda: by_hand(problem, accumulates=False),
+        "by hand, our transforms": lambda: by_hand(problem, accumulates=False, tx=our_chain()),
         "fit": lambda: by_fit(problem, chosen),
         "fit, 1 step a call": lambda: by_fit(problem, steps_per_call=1),
         "fit, 8 steps a call": lambda: by_fit(problem, steps_per_call=8),
@@ -474,6 +481,7 @@ def small_model(rounds: int, quick: bool) -> None:
         "fit, log_every=1": lambda: by_fit(problem, logs=True, log_every=1),
         "fit, prefetch=2": lambda: by_fit(problem, prefetch=2),
         "train_step": lambda: by_train_step(problem),
+        "train_step, optax's transforms": lambda: by_train_step(problem, optax_chain()),
         "run_epoch": lambda: ft.run_epoch and by_run_epoch(problem),
         "steps": lambda: ft.steps and by_steps(problem),
     }
@@ -500,6 +508,8 @@ def small_model(rounds: int, quick: bool) -> None:
         ("fit", "nnx.jit", 0.08),
         ("fit", "Lightning", 0.04),
         ("fit, log_every=1", "fit", 1.1),
+        ("train_step", "by hand, our transforms", 1.1),
+        ("train_step, optax's transforms", "by hand, nothing accumulated", 1.1),
         ("train_step", "by hand, nothing accumulated", 1.1),
     ]
     if chosen.get("steps_per_call"):

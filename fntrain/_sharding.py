@@ -211,6 +211,7 @@ def _put_share(arrays: PyTree, mesh: Mesh) -> PyTree:
 
 
 def data_axis(mesh: Mesh) -> str:
+    """The axis that batches are split over: `"data"`, or the mesh's first."""
     return "data" if "data" in mesh.axis_names else mesh.axis_names[0]
 
 
