@@ -87,7 +87,7 @@ def main() -> None:
     rows = []
     for model in MODELS:
         runs = contenders(model)
-        medians: Any = interleaved(runs, rounds=arguments.rounds)  # type: ignore[arg-type]
+        medians = interleaved(runs, rounds=arguments.rounds)
         base = medians["adamw"]
         for name, seconds in medians.items():
             each = seconds / runs[name].steps

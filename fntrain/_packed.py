@@ -7,6 +7,7 @@ scalars. So they cross its border as one array of 32-bit words, and have their n
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,26 +73,22 @@ def packed(tree: PyTree) -> Packed:
     )
 
 
-def on_host(given: Packed) -> PyTree:
-    """The tree of NumPy arrays, in one fetch; leading axes as in `unpacked`."""
-    host = jax.device_get(given)
-    leading, rest, leaves = host.words.shape[:-1], iter(host.rest), []
-    for dtype, shape, start in host.form.layout:
-        if start is None:
-            leaves.append(next(rest))
-            continue
-        words = np.ascontiguousarray(host.words[..., start : start + math.prod(shape)])
-        leaves.append(words.view(dtype).reshape(leading + shape))
-    return jax.tree.unflatten(host.form.structure, leaves)
-
-
 def unpacked(given: Packed) -> PyTree:
     """The tree of arrays, with the same leading axes as the words (those of a `vmap`, say)."""
+    return _opened(given, lambda words, dtype: jax.lax.bitcast_convert_type(words, jnp.dtype(dtype)))
+
+
+def on_host(given: Packed) -> PyTree:
+    """`unpacked` as NumPy arrays, in one fetch."""
+    return _opened(jax.device_get(given), lambda words, dtype: np.array(words, order="C").view(dtype))
+
+
+def _opened(given: Packed, read: Callable[[Any, str], Any]) -> PyTree:
     leading, rest, leaves = given.words.shape[:-1], iter(given.rest), []
     for dtype, shape, start in given.form.layout:
         if start is None:
             leaves.append(next(rest))
-            continue
-        words = given.words[..., start : start + math.prod(shape)].reshape(leading + shape)
-        leaves.append(jax.lax.bitcast_convert_type(words, jnp.dtype(dtype)))
+        else:
+            words = given.words[..., start : start + math.prod(shape)]
+            leaves.append(read(words, dtype).reshape(leading + shape))
     return jax.tree.unflatten(given.form.structure, leaves)

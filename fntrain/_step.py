@@ -344,15 +344,13 @@ def _raw(key: jax.Array) -> tuple[Any, jax.Array]:
     words = getattr(key, "_base_array", None)  # what key_data reads, without a dispatch
     if words is None:  # a tracer's
         return jax.random.key_impl(key), jax.random.key_data(key)
-    return _implementation(key.dtype) or _remembered(key), words
+    impl = _IMPLEMENTATIONS.get(key.dtype)
+    if impl is None:
+        impl = _IMPLEMENTATIONS[key.dtype] = jax.random.key_impl(key)
+    return impl, words
 
 
 _IMPLEMENTATIONS: dict[Any, Any] = {}  # by the dtype of keys: asked for at every step
-_implementation = _IMPLEMENTATIONS.get
-
-
-def _remembered(key: jax.Array) -> Any:
-    return _IMPLEMENTATIONS.setdefault(key.dtype, jax.random.key_impl(key))
 
 
 @jax.jit
