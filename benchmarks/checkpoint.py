@@ -24,8 +24,9 @@ import orbax.checkpoint as ocp
 
 from benchmarks._measure import interleaved, table
 from benchmarks.optimizer import TREES, arrays
-from fntrain.loop import checkpoint
-from fntrain.loop.checkpoint import Checkpointer, Keep
+from fntrain.checkpoint import checkpointer as checkpoint
+from fntrain.checkpoint.checkpointer import Checkpointer
+from fntrain.checkpoint.keep import Keep
 
 
 def measured(name: str, rounds: int) -> list[list[str]]:

@@ -16,7 +16,8 @@ import numpy as np
 
 import fntrain as ft
 from benchmarks._measure import interleaved, table
-from fntrain import _provenance, demo
+from fntrain import demo
+from fntrain.transforms import notes
 
 MODELS = {
     # name: (widths, batch, steps a round)
@@ -50,14 +51,12 @@ class Steps:
         if notes:
             self()
         else:
-            with mock.patch.object(
-                _provenance, "note", lambda step, loss, grads, params: self._nothing(grads)
-            ):
+            with mock.patch.object(notes, "note", lambda step, loss, grads, params: self._nothing(grads)):
                 self()
 
     @staticmethod
     def _nothing(grads: Any) -> jax.Array:
-        return _provenance.nothing(len(jax.tree.leaves(grads)))
+        return notes.nothing(len(jax.tree.leaves(grads)))
 
     def __call__(self) -> None:
         for _ in range(self.steps):

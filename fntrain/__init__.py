@@ -9,7 +9,6 @@ from . import (
     losses as losses,
     metrics as metrics,
     optimizers as optimizers,
-    plots as plots,
     precision as precision,
     schedules as schedules,
     scores as scores,
@@ -19,7 +18,7 @@ from . import (
     transforms as transforms,
     tree as tree,
 )
-from ._check import (
+from ._core.errors import (
     CheckpointCorruptError as CheckpointCorruptError,
     CheckpointError as CheckpointError,
     CheckpointMismatchError as CheckpointMismatchError,
@@ -29,10 +28,19 @@ from ._check import (
     NonFiniteError as NonFiniteError,
     RunLockedError as RunLockedError,
 )
-from ._loss import Loss as Loss
-from ._provenance import BadStep as BadStep, bad_step as bad_step
-from ._state import TrainState as TrainState, init_state as init_state
-from ._step import (
+from .checkpoint.checkpointer import Checkpointer as Checkpointer, restore_params as restore_params
+from .checkpoint.keep import Keep as Keep
+from .checkpoint.safetensors import export as export, load as load
+from .data.arrays import data_loader as data_loader
+from .data.split import split as split
+from .losses.loss import Loss as Loss
+from .precision import Policy as Policy
+from .run.epoch import evaluate as evaluate, run_epoch as run_epoch, steps as steps
+from .run.fit import FitResult as FitResult, fit as fit
+from .show import plots as plots
+from .step.provenance import BadStep as BadStep, bad_step as bad_step
+from .step.state import TrainState as TrainState, init_state as init_state
+from .step.step import (
     compute_gradients as compute_gradients,
     compute_metrics as compute_metrics,
     eval_step as eval_step,
@@ -41,18 +49,7 @@ from ._step import (
     train_step as train_step,
     train_steps as train_steps,
 )
-from ._task import Context as Context, Task as Task
-from .loop.checkpoint import (
-    Checkpointer as Checkpointer,
-    Keep as Keep,
-    restore_params as restore_params,
-)
-from .loop.data import data_loader as data_loader
-from .loop.epoch import evaluate as evaluate, run_epoch as run_epoch, steps as steps
-from .loop.export import export as export, load as load
-from .loop.fit import FitResult as FitResult, fit as fit
-from .loop.split import split as split
-from .precision import Policy as Policy
+from .step.task import Context as Context, Task as Task
 from .transforms import (
     MultiSteps as MultiSteps,
     Transform as Transform,

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, demo
-from ._check import CheckpointError, ConfigError, DataError
-from ._task import Task
+from ._core.errors import CheckpointError, ConfigError, DataError
+from .step.task import Task
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .loop.checkpoint import Checkpointer
+    from .checkpoint.checkpointer import Checkpointer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,7 +223,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 def _draw(run: Path) -> list[Path]:
     """Draw a run's pictures into its directory; return their paths."""
-    from . import plots
+    from .show import plots
 
     rows = _rows(run)
     if not rows:
@@ -247,7 +247,7 @@ def _schedules(run: Path) -> list[Any]:
     """The schedules in the run's transforms, as its `config.json` names them; none if it has no such file."""
     if not (run / "config.json").exists():
         return []
-    from .tools.schedule_text import schedules_in
+    from .show.schedule_text import schedules_in
 
     return schedules_in(str(_config(run).get("identity", {}).get("task", {}).get("tx", "None")))
 
@@ -258,7 +258,7 @@ def _schedules(run: Path) -> list[Any]:
 def _inspect(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from .loop.checkpoint import Checkpointer, restore_params
+    from .checkpoint.checkpointer import Checkpointer, restore_params
 
     config, rows = _config(args.path), _rows(args.path)
     console = Console(highlight=False)
@@ -306,7 +306,7 @@ def _of(n: int, total: int | None) -> str:
 
 
 def _metrics(row: dict[str, Any]) -> list[tuple[str, ...]]:
-    from .loop.progress import number_text
+    from .show.text import number_text
 
     row = {n: x for n, x in row.items() if n not in ("epoch", "step") and not isinstance(x, list | dict)}
     names = dict.fromkeys(name.removeprefix("val_") for name in row)
@@ -314,7 +314,7 @@ def _metrics(row: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _checkpoints(checkpoints: "Checkpointer", rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    from .loop.progress import number_text
+    from .show.text import number_text
 
     steps, best = checkpoints.steps(), checkpoints.best_step
     at_step = {row.get("step"): row for row in rows}
@@ -391,7 +391,7 @@ def _config(run: Path) -> dict[str, Any]:
 
 def _rows(run: Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl`; none if the run has just begun."""
-    from .loop.writers import read_rows
+    from .run.writers import read_rows
 
     path = _in_run(run, "metrics.jsonl")
     return read_rows(path) if path.exists() else []

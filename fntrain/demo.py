@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import losses, metrics, schedules, transforms
-from ._check import ConfigError
-from ._loss import Loss
-from ._state import TrainState, init_state
-from ._task import Context, Task
-from ._typing import Batch, Params
-from .loop.fit import FitResult, fit
-from .loop.signals import Signals
-from .loop.writers import atomic_write
+from ._core.errors import ConfigError
+from ._core.typing import Batch, Params
+from .losses.loss import Loss
+from .run.fit import FitResult, fit
+from .run.signals import Signals
+from .run.writers import atomic_write
+from .step.state import TrainState, init_state
+from .step.task import Context, Task
 from .transforms import MultiSteps, add_weight_decay, chain, clip_by_norm, nesterov
 
 LAYERS = (64, 128, 64, 10)

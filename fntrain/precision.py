@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ._check import ConfigError
-from ._typing import PyTree
+from ._core.errors import ConfigError
+from ._core.typing import PyTree
 from .tree import is_trained
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _check
-from ._check import DataError
+from ._core import check
+from ._core.errors import ConfigError, DataError
 
 
 def classification_metrics(
@@ -79,7 +79,7 @@ def binary_classification_metrics(
       >>> result["tp"], result["fp"], result["fn"], result["accuracy"]
       (2, 1, 1, 0.5)
     """
-    _check.number("threshold", threshold)
+    check.number("threshold", threshold)
     positive, scores, weight = _binary(y_true, y_pred, "y_pred", sample_weight)
     own = np.asarray(y_pred).dtype
     guess = scores >= np.float64(np.asarray(threshold).astype(own if own.kind not in "biu" else np.float64))
@@ -133,7 +133,7 @@ def confusion_matrix(
     """
     if isinstance(normalize, bool):
         normalize = "true" if normalize else None
-    _check.one_of("normalize", normalize, (None, "true", "pred", "all"))
+    check.one_of("normalize", normalize, (None, "true", "pred", "all"))
     true, pred, weight = _pair(y_true, y_pred, "y_pred", sample_weight)
     for name, y in (("y_true", true), ("y_pred", pred)):
         if y.ndim != 1:
@@ -373,7 +373,7 @@ def _curve(y_true: Any, y_score: Any, sample_weight: Any) -> _Curve:
 
 def _averaged(score: Any, y_true: Any, y_score: Any, average: str | None, sample_weight: Any) -> Any:
     """`score(labels, scores)` of two classes, or its average over columns."""
-    _check.one_of("average", average, ("macro", "weighted", None))
+    check.one_of("average", average, ("macro", "weighted", None))
     true, scores = _array("y_true", y_true), _array("y_score", y_score)
     if scores.ndim == 1:
         return float(score(true, scores))
@@ -406,7 +406,7 @@ def _rearranged(
     matrix: np.ndarray, occurring: np.ndarray, labels: np.ndarray, true: np.ndarray
 ) -> np.ndarray:
     if labels.ndim != 1 or len(np.unique(labels)) != labels.size or labels.size == 0:
-        raise _check.ConfigError(f"`labels` must be different labels, [C], got {labels.tolist()!r}")
+        raise ConfigError(f"`labels` must be different labels, [C], got {labels.tolist()!r}")
     if not np.isin(labels, true).any():
         raise DataError(f"`labels` {labels.tolist()!r} must share a label with `y_true`")
     place = np.searchsorted(occurring, labels)

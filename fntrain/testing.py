@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _check, _step, precision, tree
-from ._state import init_state
-from ._task import Task
-from ._typing import Batch, Params, PyTree
+from . import precision, tree
+from ._core import check
+from ._core.errors import ConfigError
+from ._core.typing import Batch, Params, PyTree
 from .metrics import Metric
+from .step import step as engine
+from .step.state import init_state
+from .step.task import Task
 
 
 class LawError(AssertionError):
@@ -251,7 +254,7 @@ def check_task(
     state = init_state(same, params)
     before = jax.tree.map(jnp.copy, state)
     for _ in range(3):
-        state, metrics = _step.train_step(same, state, batch, weight)
+        state, metrics = engine.train_step(same, state, batch, weight)
     _require(
         traces == 1, "one run compiles train_step once", f"loss_fn was traced {traces} times in 3 equal steps"
     )
@@ -259,23 +262,23 @@ def check_task(
     _require(difference is None, "the state keeps its types", str(difference))
 
     state = init_state(task, params)
-    loss, grads = _step.compute_gradients(task, state, batch, weight)
-    expected = _step.compute_metrics(task, _step.eval_step(task, state, batch, weight))
+    loss, grads = engine.compute_gradients(task, state, batch, weight)
+    expected = engine.compute_metrics(task, engine.eval_step(task, state, batch, weight))
     for k in (2, 3):
         cut = Task(task.loss_fn, task.tx, microbatches=k, **keywords)  # type: ignore[arg-type]
-        got = _step.compute_gradients(cut, state, batch, weight)
+        got = engine.compute_gradients(cut, state, batch, weight)
         _require(_close(got, (loss, grads), tolerance), "micro-batches add up to the batch", f"{k} of them")
     padded = jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x), _garbage(jnp.asarray(x)[:2])]), batch)
     longer = jnp.concatenate([weight, jnp.zeros(2, jnp.float32)])
-    got = _step.compute_gradients(task, state, padded, longer)
+    got = engine.compute_gradients(task, state, padded, longer)
     _require(
         _close(got, (loss, grads), tolerance), "rows of weight zero may hold anything", "loss and gradient"
     )
-    values = _step.compute_metrics(task, _step.eval_step(task, state, padded, longer))
+    values = engine.compute_metrics(task, engine.eval_step(task, state, padded, longer))
     _require(_close(values, expected, tolerance), "rows of weight zero may hold anything", "metrics")
 
     kept = jax.tree.map(np.asarray, (state.params, state.opt_state))
-    state, metrics = _step.train_step(task, state, batch, jnp.zeros(rows, jnp.float32))
+    state, metrics = engine.train_step(task, state, batch, jnp.zeros(rows, jnp.float32))
     unchanged = jax.tree.map(
         lambda a, b: np.array_equal(a, np.asarray(b)), kept, (state.params, state.opt_state)
     )
@@ -283,7 +286,7 @@ def check_task(
     named = [path for path in named if not path.endswith(("mini_step", "weight", "applied", "acc_grads"))]
     _require(not named, "a batch of weight zero changes nothing", tree.some(named))
     _require(
-        float(_step.compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", ""
+        float(engine.compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", ""
     )
 
 
@@ -318,10 +321,10 @@ def assert_resumable(
       ...     return ft.fit(task, state, data, steps=steps, **options)
       >>> ft.testing.assert_resumable(make_run, at=4)
     """
-    stops = [_check.integer("at", k, at_least=1) for k in (at if isinstance(at, Sequence) else [at])]
-    steps = 2 * max(stops, default=1) + 1 if steps is None else _check.integer("steps", steps, at_least=1)
+    stops = [check.integer("at", k, at_least=1) for k in (at if isinstance(at, Sequence) else [at])]
+    steps = 2 * max(stops, default=1) + 1 if steps is None else check.integer("steps", steps, at_least=1)
     if not stops or max(stops) > steps:
-        raise _check.ConfigError(f"`at` must hold steps of 1 to {steps}, got {at!r}")
+        raise ConfigError(f"`at` must hold steps of 1 to {steps}, got {at!r}")
     with tempfile.TemporaryDirectory() as root:
         straight, again = (_outcome(make_run(Path(root, name), steps)) for name in ("straight", "again"))
         noisy = {name for name in _unequal(straight, again) if name.startswith("history/")}

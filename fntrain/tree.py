@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._check import ConfigError, DataError, did_you_mean
-from ._typing import PyTree
+from ._core.check import did_you_mean
+from ._core.errors import ConfigError, DataError
+from ._core.typing import PyTree
 
 
 def path_name(path: Sequence[Any]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop.callbacks import (
+from fntrain.callbacks import (
     CSVLogger,
     GradientStats,
     JSONLogger,
@@ -23,8 +23,8 @@ from fntrain.loop.callbacks import (
     ResourceMonitor,
     TensorBoardLogger,
 )
-from fntrain.loop.callbacks.monitors import _histogram
-from fntrain.loop.writers import read_rows
+from fntrain.callbacks.gradient_stats import _histogram
+from fntrain.run.writers import read_rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(22, 3)).astype(np.float32)
@@ -351,7 +351,7 @@ def test_resources_are_measured_or_absent(monkeypatch):
             return {"bytes_in_use": 3 * 2**20}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    monkeypatch.setattr("fntrain.loop.callbacks.monitors.resident_bytes", lambda: None)
+    monkeypatch.setattr("fntrain.callbacks.resource_monitor.resident_bytes", lambda: None)
     row = run(epochs=1, callbacks=[monitor]).history.rows()[0]
     assert row["device_memory_mib"] == 3
     assert "device_memory_peak_mib" not in row

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fntrain as ft
-from fntrain.loop.callbacks import (
+from fntrain.callbacks import (
     CallbackList,
     CSVLogger,
     EarlyStopping,
@@ -24,7 +24,8 @@ from fntrain.loop.callbacks import (
     ReduceLROnPlateau,
     ResourceMonitor,
 )
-from fntrain.loop.checkpoint import Checkpointer, Keep
+from fntrain.checkpoint.checkpointer import Checkpointer
+from fntrain.checkpoint.keep import Keep
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(22, 3)).astype(np.float32)
@@ -288,7 +289,7 @@ def test_the_short_name_is_a_module():
     from fntrain.callbacks import EarlyStopping as short
 
     assert short is EarlyStopping
-    import fntrain.loop.callbacks as long
+    import fntrain.callbacks as long
 
     shipped = {name for name in vars(long) if name[0].isupper()}
     assert {name: getattr(ft.callbacks, name) for name in shipped} == {n: getattr(long, n) for n in shipped}

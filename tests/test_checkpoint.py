@@ -21,9 +21,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 import fntrain as ft
-from fntrain._check import CheckpointCorruptError, CheckpointError, CheckpointMismatchError, ConfigError
-from fntrain.loop import checkpoint
-from fntrain.loop.checkpoint import Checkpointer, Keep, restore_params
+from fntrain._core.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError, ConfigError
+from fntrain.checkpoint import checkpointer
+from fntrain.checkpoint.checkpointer import Checkpointer, restore_params
+from fntrain.checkpoint.keep import Keep
 
 
 class Pair(NamedTuple):
@@ -475,7 +476,7 @@ def test_a_failed_replacement_leaves_the_old_step(tmp_path, monkeypatch):
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(simple(1), step=5)
         checkpoints.wait()
-        monkeypatch.setattr(checkpoint, "_orbax_save", full_disk)
+        monkeypatch.setattr(checkpointer, "orbax_save", full_disk)
         checkpoints.save(simple(2), step=5, overwrite=True)
         with pytest.raises(CheckpointError):
             checkpoints.wait()
@@ -615,7 +616,7 @@ def test_what_stands_in_the_place_of_steps_is_named(tmp_path):
 
 def test_a_newer_format_is_refused_by_name(two_steps, tmp_path, monkeypatch):
     original, states = two_steps
-    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    monkeypatch.setattr(checkpointer, "FORMAT", 0)
     with pytest.raises(CheckpointError, match=r"format 1 of .*jax.* reads up to 0"):
         Checkpointer(original).restore(states[1])
 
@@ -639,7 +640,7 @@ def test_a_failed_save_is_said_once_and_the_next_one_works(tmp_path, monkeypatch
     checkpoints.save(simple(1), step=1)
     checkpoints.wait()
     with monkeypatch.context() as broken:
-        broken.setattr(checkpoint, "_orbax_save", full_disk)
+        broken.setattr(checkpointer, "orbax_save", full_disk)
         checkpoints.save(simple(2), step=2)
         with pytest.raises(CheckpointError, match=r"step 2 was not saved.*No space left"):
             checkpoints.save(simple(3), step=3)
@@ -670,7 +671,7 @@ def test_check_raises_a_failure_without_waiting(tmp_path, monkeypatch):
         gate.wait(10)
         full_disk()
 
-    monkeypatch.setattr(checkpoint, "_orbax_save", fail)
+    monkeypatch.setattr(checkpointer, "orbax_save", fail)
     checkpoints = Checkpointer(tmp_path)
     checkpoints.check()
     checkpoints.save(simple(), step=1)
@@ -686,7 +687,7 @@ def test_check_raises_a_failure_without_waiting(tmp_path, monkeypatch):
 
 
 def test_an_error_in_the_block_is_not_hidden_by_a_failed_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_orbax_save", full_disk)
+    monkeypatch.setattr(checkpointer, "orbax_save", full_disk)
     with pytest.raises(ZeroDivisionError) as error, Checkpointer(tmp_path) as checkpoints:  # noqa: PT012
         checkpoints.save(simple(), step=1)
         1 / 0  # noqa: B018
@@ -715,7 +716,7 @@ def test_it_works_inside_a_running_event_loop_as_in_a_notebook(tmp_path):
 SCRIPT = """
 import sys
 import numpy as np
-from fntrain.loop.checkpoint import Checkpointer
+from fntrain.checkpoint.checkpointer import Checkpointer
 assert not [m for m in sys.modules if m.startswith(("orbax", "tensorstore"))], "imported too early"
 checkpoints = Checkpointer(sys.argv[1])
 checkpoints.save({"w": np.arange(3.0)}, step=1, extra={"x": np.ones(2)})

@@ -210,7 +210,7 @@ def test_an_interrupt_while_all_is_prepared_is_no_traceback(monkeypatch, capsys,
 def test_accumulation(capsys, tmp_path):
     arguments = ["--accumulate", "3", "--epochs", "2", "--batch-size", "36", "--no-progress"]
     assert cli.main(["demo", *arguments, "--out", str(tmp_path / "run")]) == 0
-    saved = ft.loop.checkpoint.Checkpointer(tmp_path / "run" / "checkpoints")
+    saved = ft.Checkpointer(tmp_path / "run" / "checkpoints")
     task = demo.make_task(demo.Options(epochs=2, batch_size=36, accumulate=3), 1437)
     state = saved.restore(ft.init_state(task, demo.init_params))
     assert int(state.step) == 80  # 40 batches an epoch
@@ -271,7 +271,7 @@ def test_plot_draws_any_run(capsys, tmp_path):
     lines[1] |= {"confusion": [[1, 0], [0, 1]], "val_confusion": [[3, 1], [0, 4]]}
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     drawn = []
-    from fntrain import plots
+    from fntrain.show import plots
 
     original = plots.confusion_matrix
     plots.confusion_matrix = lambda x, **options: (drawn.append(x), original(x, **options))[1]

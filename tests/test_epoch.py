@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain import _step
-from fntrain.loop import chunks, data as data_lib
-from fntrain.loop.data import Position
-from fntrain.loop.feed import Feed
+from fntrain.data import source as data_lib
+from fntrain.data.columns import check_range
+from fntrain.data.feed import Feed
+from fntrain.data.position import Position
+from fntrain.run import dispatch as chunks
+from fntrain.step import step as engine
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(90, 5)).astype(np.float32)
@@ -117,7 +119,7 @@ def test_a_chunk_is_taken_only_if_it_is_faster_and_gives_the_same_bits(monkeypat
 def test_the_comparison_of_bits_sees_one_bit():
     state, metrics = fresh(), feed_of((X, Y)).empty
     other = state.replace(params={**state.params, "b": state.params["b"].at[0, 0].multiply(1 + 2.0**-23)})
-    assert chunks._same_bits((state, metrics), (_step.copied(state), metrics))
+    assert chunks._same_bits((state, metrics), (engine.copied(state), metrics))
     assert not chunks._same_bits((state, metrics), (other, metrics))
     zero = state.replace(params={"a": jnp.zeros(3)}), metrics
     assert not chunks._same_bits(zero, (state.replace(params={"a": -jnp.zeros(3)}), metrics))
@@ -144,7 +146,7 @@ def test_a_run_compiles_each_step_once(monkeypatch):
     monkeypatch.setattr(chunks, "_GAIN", float("inf"))
     monkeypatch.setattr(chunks, "_LONG", float("inf"))
     task = ft.Task(lambda p, b, c: loss_fn(p, b, c), TASK.tx, TASK.metrics)
-    before = [f._cache_size() for f in (_step._train_step, _step._train_steps, _step._eval_step)]
+    before = [f._cache_size() for f in (engine._train_step, engine._train_steps, engine._eval_step)]
     ft.fit(
         task,
         ft.init_state(task, PARAMS),
@@ -154,7 +156,7 @@ def test_a_run_compiles_each_step_once(monkeypatch):
         progress=False,
         validation_data=(X, Y),
     )
-    after = [f._cache_size() for f in (_step._train_step, _step._train_steps, _step._eval_step)]
+    after = [f._cache_size() for f in (engine._train_step, engine._train_steps, engine._eval_step)]
     assert [b - a for a, b in zip(before, after)] == [1, 1, 1]
 
 
@@ -407,4 +409,4 @@ def test_integers_that_jax_would_cut_are_refused(form, value, dtype):
             progress=False,
         )
     largest = np.full(8, np.iinfo(np.int32).max if dtype == np.int64 else np.iinfo(np.uint32).max, dtype)
-    data_lib.check_range({"y": largest}, "`data`")
+    check_range({"y": largest}, "`data`")

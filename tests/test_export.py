@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 import fntrain as ft
-from fntrain.loop.export import export, load
+from fntrain.checkpoint.safetensors import export, load
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -141,7 +141,7 @@ def test_what_is_no_such_file_or_damaged(tmp_path):
 def test_without_the_library_the_error_says_what_to_install():
     script = (
         "import sys; sys.modules['safetensors'] = None\n"
-        "import fntrain as ft; from fntrain.loop.export import load\n"
+        "import fntrain as ft; from fntrain.checkpoint.safetensors import load\n"
         "try: load('x')\nexcept ft.ConfigError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop.data import Position, Stream
-from fntrain.loop.tensors import to_numpy
+from fntrain.data.position import Position
+from fntrain.data.stream import Stream
+from fntrain.data.tensors import to_numpy
 
 grain = pytest.importorskip("grain")
 
-from fntrain.loop.grain import EVERY, GrainSource, is_grain  # noqa: E402
+from fntrain.data.grain import EVERY, GrainSource, is_grain  # noqa: E402
 
 ROWS, SIZE = 50, 4
 

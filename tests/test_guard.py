@@ -99,11 +99,11 @@ def test_a_bad_loss_is_a_bad_step(bad):
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_large_is_not_infinite(dtype):
     g = {"a": jnp.full((3,), jnp.finfo(dtype).max), "b": jnp.full((1, 1), -jnp.finfo(dtype).max)}
-    assert bool(T._guard.all_finite(g))
+    assert bool(T.guard.all_finite(g))
     for bad in BAD:
-        assert not bool(T._guard.all_finite({**g, "b": g["b"].at[0, 0].set(bad)}))
-    assert bool(T._guard.all_finite({"none": None, "int": jnp.arange(3), "empty": jnp.zeros((0, 2), dtype)}))
-    assert bool(T._guard.all_finite({}))
+        assert not bool(T.guard.all_finite({**g, "b": g["b"].at[0, 0].set(bad)}))
+    assert bool(T.guard.all_finite({"none": None, "int": jnp.arange(3), "empty": jnp.zeros((0, 2), dtype)}))
+    assert bool(T.guard.all_finite({}))
 
 
 def test_the_update_form_gives_zeros():

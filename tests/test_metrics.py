@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 import fntrain as ft
 from fntrain import ConfigError, DataError, metrics
-from fntrain.metrics import _base
+from fntrain.metrics import exact
 
 ROWS, CLASSES, CHUNK = 60, 4, 8
 
@@ -286,7 +286,7 @@ BROKEN = {
 
 def _scaled(m, acc, total, weight):
     return m.merge(
-        acc, m.empty()._replace(total=_base.Sum(total, total * 0), weight=_base.Sum(weight, weight * 0))
+        acc, m.empty()._replace(total=exact.Sum(total, total * 0), weight=exact.Sum(weight, weight * 0))
     )
 
 
@@ -353,15 +353,15 @@ def test_counts_are_exact_past_every_width():
     near = 2**32 - 3
     m = metrics.confusion_matrix(2)
     start = m.empty()
-    start = start._replace(cells=_base.Count(jnp.full(5, 7, jnp.uint32), jnp.full(5, near, jnp.uint32)))
+    start = start._replace(cells=exact.Count(jnp.full(5, 7, jnp.uint32), jnp.full(5, near, jnp.uint32)))
     start = jax.tree.map(lambda x: x.at[-1].set(0), start)  # no labels but those of classes
     outputs = {"logits": jnp.zeros(10, jnp.int32), "labels": jnp.zeros(10, jnp.int32)}
     acc = jax.jit(m.update)(start, outputs)
-    exact = 7 * 2**32 + near
+    there = 7 * 2**32 + near
     counted = metrics.count_to_int(acc.matrix)
-    assert counted.tolist() == [[exact + 10, exact], [exact, exact]]
+    assert counted.tolist() == [[there + 10, there], [there, there]]
     counted = metrics.count_to_int(m.merge(acc, acc).matrix)
-    assert counted[0, 0] == 2 * (exact + 10)
+    assert counted[0, 0] == 2 * (there + 10)
     share = 2 * metrics.precision(2, "micro").compute(acc)
     np.testing.assert_allclose(share, 1.0, rtol=1e-6)
 

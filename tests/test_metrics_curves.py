@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 
 import fntrain as ft
 from fntrain import ConfigError, DataError, metrics
-from fntrain.metrics import curves
+from fntrain.metrics import ranked
 
 AREAS = {
     "auc": (metrics.roc_auc, sk.roc_auc_score),
@@ -218,10 +218,10 @@ def test_two_logits_are_one_score():
 def test_confident_classes_stay_in_order():
     # Probabilities of 1 - 1e-9 and 1 - 1e-15 are both 1 in float32; their log-odds are not.
     z = np.array([[20.0, 0, 0], [35.0, 0, 0], [30.0, 0, 0], [0, 30.0, 0]], np.float32)
-    odds = np.asarray(curves._log_odds(jnp.asarray(z)))
+    odds = np.asarray(ranked._log_odds(jnp.asarray(z)))
     e = np.exp(z.astype(np.float64))
     np.testing.assert_allclose(odds, np.log(e / (e.sum(1, keepdims=True) - e)), rtol=1e-6)
-    tie = np.asarray(curves._log_odds(jnp.array([[5.0, 5.0, -90.0]])))
+    tie = np.asarray(ranked._log_odds(jnp.array([[5.0, 5.0, -90.0]])))
     np.testing.assert_allclose(tie[0, :2], 0.0, atol=1e-6)
 
 
@@ -231,14 +231,14 @@ def test_binning_keeps_the_order(bins):
     x = np.concatenate([10.0 ** np.arange(-37, 38, 0.01), edges]).astype(np.float32)
     x = np.concatenate([x, np.nextafter(x, np.float32(0)), [np.inf]], dtype=np.float32)
     x = np.sort(np.concatenate([x, -x]))
-    b = np.asarray(curves._bin_of_score(jnp.asarray(x), bins))
+    b = np.asarray(ranked._bin_of_score(jnp.asarray(x), bins))
     assert (np.diff(b) >= 0).all()
     assert b[0] >= 0
     assert b[-1] < bins
     assert b[-1] - b[0] >= 0.99 * (bins - 1)
     half = x[(x >= 0) & (x <= 0.5)]
     p = np.sort(np.concatenate([half, 1 - half, np.nextafter(np.float32(0.5), np.float32([0, 1]))]))
-    b = np.asarray(curves._bin_of_probability(jnp.asarray(p), bins))
+    b = np.asarray(ranked._bin_of_probability(jnp.asarray(p), bins))
     assert (np.diff(b) >= 0).all()
     assert b[0] >= 0
     assert b[-1] < bins

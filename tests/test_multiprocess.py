@@ -205,7 +205,8 @@ def test_a_damaged_part_is_found(whole, tmp_path):
     document = json.loads(text)
     document.pop("sha256")
     document["arrays"]["state/params/up"]["parts"][2][1] ^= 1
-    from fntrain.loop.checkpoint import _canonical, sha256
+    from fntrain.checkpoint.checkpointer import sha256
+    from fntrain.checkpoint.pack import canonical as _canonical
 
     try:
         path.write_text(json.dumps({"sha256": sha256(_canonical(document).encode()).hexdigest(), **document}))

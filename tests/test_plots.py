@@ -15,8 +15,8 @@ from matplotlib import _pylab_helpers, colors, image
 from matplotlib.figure import Figure
 from sklearn import metrics as sklearn
 
-from fntrain import plots
-from fntrain._check import ConfigError, DataError
+from fntrain._core.errors import ConfigError, DataError
+from fntrain.show import plots
 
 BLUE, ORANGE = "#0072b2", "#d55e00"
 

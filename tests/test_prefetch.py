@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop import prefetch
-from fntrain.loop.data import as_source
-from fntrain.loop.prefetch import Prefetcher
+from fntrain.data import prefetch
+from fntrain.data.prefetch import Prefetcher
+from fntrain.data.source import as_source
 
 
 def eventually(condition, seconds=10.0):

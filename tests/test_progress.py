@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, strategies as st
 from rich.console import Console
 
-from fntrain.loop.progress import ProgressBar, best_index, better, duration_text, is_number, number_text
+from fntrain.show.progress import ProgressBar
+from fntrain.show.text import best_index, better, duration_text, is_number, number_text
 
 CODE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|(\r)|(\n)|([^\x1b\r\n]+)")
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec as P
 
 import fntrain as ft
-from fntrain import _provenance
+from fntrain.transforms import notes
 
 RNG = np.random.default_rng(0)
 LEAVES = ["layers/0/bias", "layers/0/kernel", "layers/1/bias", "layers/1/kernel", "scale"]
@@ -245,7 +245,7 @@ def test_counts_of_leaves_of_every_size_and_dtype():
         for bad in (np.nan, np.inf, -np.inf):
             flat[RNG.integers(0, max(x.size, 1), size=int(RNG.integers(0, 40)) if x.size else 0)] = bad
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
-        got = np.asarray(jax.jit(_provenance.counts)([jnp.asarray(x, dtype) for x in leaves]))
+        got = np.asarray(jax.jit(notes.counts)([jnp.asarray(x, dtype) for x in leaves]))
         want = [n for x in leaves for n in (np.isnan(x).sum(), np.isinf(x).sum())]
         assert got.tolist() == want
 

@@ -12,7 +12,7 @@ import pytest
 import fntrain as ft
 from fntrain import cli
 from fntrain.callbacks import NaNGuard
-from fntrain.loop import rescue
+from fntrain.run import rescue
 
 RNG = np.random.default_rng(0)
 HERE = __file__
@@ -232,7 +232,7 @@ def test_fit_keeps_the_first_bad_step_and_it_replays_bitwise(task, keywords, tmp
     assert result.bad_step.loss == "NaN"
     assert set(result.bad_step.gradients) == {"a/w", "b"}
     assert result.capsule == tmp_path / "run" / "capsules" / f"step_{step}"
-    held = ft.loop.capsule.load_capsule(result.capsule, task)
+    held = ft.run.capsule.load_capsule(result.capsule, task)
     state, batch = by_hand(task, batches, step)
     assert bits(held.state.replace(key=jax.random.key_data(held.state.key))) == bits(
         state.replace(key=jax.random.key_data(state.key))

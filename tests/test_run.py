@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop import checkpoint
-from fntrain.loop.data import Position
-from fntrain.loop.history import History
-from fntrain.loop.lock import RunLock
-from fntrain.loop.run import RunDirectory
-from fntrain.loop.signals import Signals
+from fntrain.checkpoint import checkpointer
+from fntrain.data.position import Position
+from fntrain.run.directory import RunDirectory
+from fntrain.run.history import History
+from fntrain.run.lock import RunLock
+from fntrain.run.signals import Signals
 
 TASK = ft.Task(lambda p, b, ctx: ft.losses.mse(b @ p["w"], b[:, 0]), ft.optimizers.sgd(0.1))
 STATE = {"w": np.arange(2.0)}
@@ -62,7 +62,7 @@ def test_the_lock_is_free_after_an_error_in_the_run_and_in_its_last_save(tmp_pat
     with pytest.raises(ZeroDivisionError), opened(tmp_path / "run"):
         1 / 0  # noqa: B018
     RunLock(tmp_path / "run").release()
-    monkeypatch.setattr(checkpoint, "_orbax_save", full_disk)
+    monkeypatch.setattr(checkpointer, "orbax_save", full_disk)
     with pytest.raises(ft.CheckpointError, match="No space left"), opened(tmp_path / "run") as run:
         save(run, 1)
     RunLock(tmp_path / "run").release()
@@ -70,7 +70,7 @@ def test_the_lock_is_free_after_an_error_in_the_run_and_in_its_last_save(tmp_pat
 
 HOLDER = """
 import os, sys, time
-from fntrain.loop.lock import RunLock
+from fntrain.run.lock import RunLock
 lock = RunLock(sys.argv[1])
 if os.fork() == 0:  # a worker, which outlives it
     print("worker", os.getpid(), flush=True)
@@ -98,7 +98,7 @@ def test_kill_9_frees_the_lock_though_a_worker_lives_on(tmp_path):
 
 
 def test_without_flock_a_warning_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("fntrain.loop.lock.fcntl", None)
+    monkeypatch.setattr("fntrain.run.lock.fcntl", None)
     with pytest.warns(RuntimeWarning, match="cannot be locked"):
         RunLock(tmp_path).release()
 
@@ -203,7 +203,7 @@ def test_a_failed_save_is_said_and_the_current_step_takes_its_place(tmp_path, mo
         save(run, 1)
         assert not run.failed(wait=True)
         with monkeypatch.context() as broken:
-            broken.setattr(checkpoint, "_orbax_save", full_disk)
+            broken.setattr(checkpointer, "orbax_save", full_disk)
             save(run, 2)
             assert run.failed(wait=True)
         with pytest.warns(RuntimeWarning, match=r"step 2 was not saved.*No space left.*step 3 is saved"):
@@ -218,7 +218,7 @@ def test_two_failures_in_a_row_end_the_run(tmp_path, monkeypatch):
         save(run, 1)
         run.checkpoints()
         with monkeypatch.context() as broken:
-            broken.setattr(checkpoint, "_orbax_save", full_disk)
+            broken.setattr(checkpointer, "orbax_save", full_disk)
             save(run, 2)
             with pytest.warns(RuntimeWarning, match="step 2 was not saved"):
                 save(run, 3)
@@ -249,7 +249,7 @@ def test_the_second_signal_is_what_it_was_without_us():
 
 TWICE = """
 import os, signal, sys, time
-from fntrain.loop.signals import Signals
+from fntrain.run.signals import Signals
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without
 {prompt}
 with Signals() as signals:
@@ -322,7 +322,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
 TOGETHER = """
 import sys, time
 import fntrain as ft
-from fntrain.loop.signals import Signals
+from fntrain.run.signals import Signals
 rank, port = int(sys.argv[1]), sys.argv[2]
 ft.sharding.initialize(f"127.0.0.1:{port}", 2, rank)
 with Signals() as signals:
@@ -385,8 +385,8 @@ class Fails:
     """The engine, which fails at the saves of given numbers, counted from 1."""
 
     def __init__(self, monkeypatch, *numbers):
-        self.save, self.numbers, self.count = checkpoint._orbax_save, numbers, 0
-        monkeypatch.setattr(checkpoint, "_orbax_save", self)
+        self.save, self.numbers, self.count = checkpointer.orbax_save, numbers, 0
+        monkeypatch.setattr(checkpointer, "orbax_save", self)
 
     def __call__(self, *arguments):
         self.count += 1
@@ -402,8 +402,8 @@ class Waits:
         self.found = run_checkpointers
 
     def on_step_end(self, ctx):
-        for checkpointer in self.found:
-            checkpointer.failed(wait=True)
+        for made in self.found:
+            made.failed(wait=True)
 
 
 @pytest.fixture

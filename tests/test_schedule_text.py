@@ -3,7 +3,7 @@
 import pytest
 
 import fntrain as ft
-from fntrain.tools.schedule_text import schedules_in
+from fntrain.show.schedule_text import schedules_in
 
 S = ft.schedules
 SCHEDULES = [

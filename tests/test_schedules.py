@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from fntrain import schedules
-from fntrain._check import ConfigError
+from fntrain._core.errors import ConfigError
 from fntrain.schedules import (
     Schedule,
     constant,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop.split import split
+from fntrain.data.split import split
 
 
 @pytest.mark.parametrize(

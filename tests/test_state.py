@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import fntrain as ft
-from fntrain import _state
+from fntrain.step import state as _state
 
 
 def loss_fn(params, batch, ctx):

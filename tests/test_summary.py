@@ -6,7 +6,8 @@ import optax
 import pytest
 
 import fntrain as ft
-from fntrain.loop.summary import bytes_text, summary
+from fntrain.show.summary import summary
+from fntrain.show.text import bytes_text
 
 PARAMS = {"body": {"w": np.zeros((64, 128), np.float32)}, "bias": np.zeros(128, np.float32)}
 

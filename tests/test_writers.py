@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fntrain._check import ConfigError, DataError
-from fntrain.loop import writers
-from fntrain.loop.writers import CSVWriter, JSONLWriter, atomic_write, read_rows
+from fntrain._core.errors import ConfigError, DataError
+from fntrain.run import writers
+from fntrain.run.writers import CSVWriter, JSONLWriter, atomic_write, read_rows
 
 WRITERS = [CSVWriter, JSONLWriter]
 ROWS = [

@@ -1,21 +1,17 @@
 """Metrics: pure reducers `(empty, update, merge, compute)`, exact under any split of the data."""
 
-from ._base import Metric as Metric, collect as collect, count_to_int as count_to_int, metric as metric
+from .accuracy import accuracy as accuracy
+from .areas import Bounded as Bounded
+from .base import Metric as Metric, collect as collect, metric as metric
 from .basic import mean as mean
-from .classification import (
-    accuracy as accuracy,
-    binary_stats as binary_stats,
-    confusion_matrix as confusion_matrix,
-    f1 as f1,
-    per_class_accuracy as per_class_accuracy,
-    perplexity as perplexity,
-    precision as precision,
-    recall as recall,
-)
+from .binary import binary_stats as binary_stats
+from .classification import f1 as f1, precision as precision, recall as recall
+from .confusion import confusion_matrix as confusion_matrix, per_class_accuracy as per_class_accuracy
 from .curves import (
-    Bounded as Bounded,
     average_precision as average_precision,
     mean_average_precision as mean_average_precision,
     roc_auc as roc_auc,
 )
+from .exact import count_to_int as count_to_int
+from .perplexity import perplexity as perplexity
 from .regression import mae as mae, mse as mse, r2 as r2, rmse as rmse

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import _base
-from ._base import Sum, metric
+from . import exact
+from .base import element_weights, masked, metric, ratio, read_output
+from .exact import Sum
 
 
 class MeanState(NamedTuple):
@@ -40,28 +41,28 @@ def mean(key: str):
     """
 
     def update(acc, outputs, weight=None):
-        return fold(acc, _base.read(outputs, key, f"mean({key!r})"), weight)
+        return fold(acc, read_output(outputs, key, f"mean({key!r})"), weight)
 
     return empty, update, merge, compute
 
 
 def empty() -> MeanState:
     """The mean of nothing."""
-    return MeanState(_base.empty_sum(), _base.empty_sum())
+    return MeanState(exact.empty_sum(), exact.empty_sum())
 
 
 def fold(acc: MeanState, values: jax.Array, weight: jax.Array | None) -> MeanState:
     """Add an array of values to a mean."""
-    w = _base.weights(weight, values.shape, "mean")
-    total = jnp.sum(_base.masked(values.astype(jnp.float32), w) * w)
-    return MeanState(_base.add_to_sum(acc.total, total), _base.add_to_sum(acc.weight, jnp.sum(w)))
+    w = element_weights(weight, values.shape, "mean")
+    total = jnp.sum(masked(values.astype(jnp.float32), w) * w)
+    return MeanState(exact.add_to_sum(acc.total, total), exact.add_to_sum(acc.weight, jnp.sum(w)))
 
 
 def merge(a: MeanState, b: MeanState) -> MeanState:
     """Join two means."""
-    return MeanState(_base.merge_sums(a.total, b.total), _base.merge_sums(a.weight, b.weight))
+    return MeanState(exact.merge_sums(a.total, b.total), exact.merge_sums(a.weight, b.weight))
 
 
 def compute(acc: MeanState) -> jax.Array:
     """The mean, NaN where the total weight is zero."""
-    return _base.ratio(_base.read_sum(acc.total), _base.read_sum(acc.weight))
+    return ratio(exact.read_sum(acc.total), exact.read_sum(acc.weight))

@@ -5,10 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._check import DataError
-from .._typing import Outputs
-from . import _base, basic
-from ._base import Count, Sum, metric, reading
+from .._core.errors import DataError
+from .._core.typing import Outputs
+from . import basic, exact
+from .base import element_weights, masked, metric, read_output, reading
+from .exact import Count, Sum
 
 
 @metric
@@ -134,16 +135,16 @@ def r2(predictions: str = "predictions", targets: str = "targets"):
 
     def empty():
         # Arrays of their own each, so that they can be donated.
-        residual, spread, mean, weight = (_base.empty_sum() for _ in range(4))
-        return R2State(residual, spread, mean, weight, _base.empty_count())
+        residual, spread, mean, weight = (exact.empty_sum() for _ in range(4))
+        return R2State(residual, spread, mean, weight, exact.empty_count())
 
     def update(acc, outputs, weight=None):
         p, y = _read(outputs, predictions, targets, "r2")
-        return merge(acc, _moments(p, y, _base.weights(weight, y.shape, "r2")))
+        return merge(acc, _moments(p, y, element_weights(weight, y.shape, "r2")))
 
     def merge(a, b):
-        weight = _base.merge_sums(a.weight, b.weight)
-        wa, wb, w = (_base.read_sum(x) for x in (a.weight, b.weight, weight))
+        weight = exact.merge_sums(a.weight, b.weight)
+        wa, wb, w = (exact.read_sum(x) for x in (a.weight, b.weight, weight))
         part = wb / jnp.where(w == 0, 1, w)
         # Means are two words each, so that their difference is exact where they are close.
         delta = (b.mean.value - a.mean.value) + (b.mean.error - a.mean.error)
@@ -152,18 +153,18 @@ def r2(predictions: str = "predictions", targets: str = "targets"):
         step = jnp.where(wb > wa, -delta * (wa / jnp.where(w == 0, 1, w)), delta * part)
         start = jax.tree.map(lambda x, y: jnp.where(wb > wa, y, x), a.mean, b.mean)
         return R2State(
-            residual=_base.merge_sums(a.residual, b.residual),
-            spread=_base.add_to_sum(_base.merge_sums(a.spread, b.spread), between),
-            mean=_base.add_to_sum(start, step),
+            residual=exact.merge_sums(a.residual, b.residual),
+            spread=exact.add_to_sum(exact.merge_sums(a.spread, b.spread), between),
+            mean=exact.add_to_sum(start, step),
             weight=weight,
-            count=_base.merge_counts(a.count, b.count),
+            count=exact.merge_counts(a.count, b.count),
         )
 
     def compute(acc):
-        residual, spread = _base.read_sum(acc.residual), _base.read_sum(acc.spread)
+        residual, spread = exact.read_sum(acc.residual), exact.read_sum(acc.spread)
         constant = jnp.where(residual == 0, jnp.float32(1), jnp.float32(0))
         value = jnp.where(spread == 0, constant, 1 - residual / jnp.where(spread == 0, 1, spread))
-        return jnp.where(_base.read_count(acc.count) >= 2, value, jnp.nan)
+        return jnp.where(exact.read_count(acc.count) >= 2, value, jnp.nan)
 
     return empty, update, merge, compute
 
@@ -173,23 +174,23 @@ def _moments(p: jax.Array, y: jax.Array, w: jax.Array) -> R2State:
     kept = w != 0
     weight = jnp.sum(w)
     by = jnp.where(weight == 0, 1, weight)
-    rough = jnp.sum(_base.masked(y, w) * w) / by
+    rough = jnp.sum(masked(y, w) * w) / by
     # Within the range of the targets, so that constant ones deviate by exactly nothing.
     lowest = jnp.min(jnp.where(kept, y, jnp.inf), initial=jnp.inf)
     highest = jnp.max(jnp.where(kept, y, -jnp.inf), initial=-jnp.inf)
     rough = jnp.where(jnp.any(kept), jnp.clip(rough, lowest, highest), 0)
-    off = _base.masked(y - rough, w)
+    off = masked(y - rough, w)
     fine = jnp.sum(off * w) / by
-    spread = jnp.sum(jnp.square(_base.masked(off - fine, w)) * w)
-    residual = jnp.sum(jnp.square(_base.masked(p - y, w)) * w)
+    spread = jnp.sum(jnp.square(masked(off - fine, w)) * w)
+    residual = jnp.sum(jnp.square(masked(p - y, w)) * w)
     zero = jnp.zeros((), jnp.float32)
-    count = _base.add_to_count(_base.empty_count(), jnp.sum(kept, dtype=jnp.uint32))
+    count = exact.add_to_count(exact.empty_count(), jnp.sum(kept, dtype=jnp.uint32))
     return R2State(Sum(residual, zero), Sum(spread, zero), Sum(rough, fine), Sum(weight, zero), count)
 
 
 def _read(outputs: Outputs, predictions: str, targets: str, reader: str) -> tuple[jax.Array, jax.Array]:
     """Both in float32, of one shape."""
-    p, y = _base.read(outputs, predictions, reader), _base.read(outputs, targets, reader)
+    p, y = read_output(outputs, predictions, reader), read_output(outputs, targets, reader)
     if p.shape != y.shape:
         raise DataError(
             f"{reader} needs {predictions!r} and {targets!r} of one shape, got {list(p.shape)} and {list(y.shape)}"

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _numerical, _step, tree
-from .._state import TrainState, check_state
-from .._task import Task
-from .._typing import Batch
+from .. import tree
+from .._core import check
+from .._core.typing import Batch
+from ..step import numerical as _numerical, step as engine
+from ..step.state import TrainState, check_state
+from ..step.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +120,13 @@ def check_gradients(
       >>> bool(check), [(leaf.path, leaf.verdict) for leaf in check.leaves]
       (False, [('b', 'right'), ('w', 'wrong')])
     """
-    _step.check_task(task)
+    engine.check_task(task)
     check_state(state, "check_gradients")
-    _step.check_batch(batch)
+    engine.check_batch(batch)
     for name, value in (("epsilon", epsilon), ("tolerance", tolerance)):
         if value is not None:
-            _check.number(name, value, above=0)
-    entries = _check.integer("entries", entries, at_least=1)
+            check.number(name, value, above=0)
+    entries = check.integer("entries", entries, at_least=1)
     plain = Task(task.loss_fn, task.tx)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         try:
@@ -145,7 +147,7 @@ def _checked(
     seed: int,
     dtype: Any,
 ) -> GradientCheck:
-    loss, flat = _numerical.flat_loss(task, state, batch, weight, _step.step_key(state), dtype)
+    loss, flat = _numerical.flat_loss(task, state, batch, weight, engine.step_key(state), dtype)
     value, gradient = jax.jit(jax.value_and_grad(loss))(flat)
     # A loss may compute in float32 all the same: its own rounding counts.
     fine = value.dtype == jnp.float64

@@ -12,16 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .. import _check, _step, plots, tree
-from .._check import ConfigError, DataError
-from .._state import TrainState, check_state
-from .._task import Task
-from .._typing import PyTree, ScheduleLike
-from ..loop import data as data_lib
+from .. import tree
+from .._core import check
+from .._core.errors import ConfigError, DataError
+from .._core.typing import PyTree, ScheduleLike
+from ..data.source import as_source
+from ..sharding.place import mesh_of, place_stacked
+from ..show import plots
+from ..step import step as engine
+from ..step.state import TrainState, check_state
+from ..step.task import Task
 from ..transforms import Transform, scale_by_learning_rate
-from ..transforms._base import at_step
-from ..transforms._decay import ScaleByLearningRateState
-from ..transforms._hyperparams import WRAPPERS, HyperparamsState
+from ..transforms.decay import ScaleByLearningRateState
+from ..transforms.hyperparams import WRAPPERS, HyperparamsState
+from ..transforms.types import at_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,12 +124,12 @@ def lr_find(
     References:
       Smith, *Cyclical learning rates for training neural networks*, 2017.
     """
-    _step.check_task(task)
+    engine.check_task(task)
     check_state(state, "lr_find")
-    _check.number("lowest", lowest, above=0)
-    _check.number("highest", highest, above=lowest)
-    steps = _check.integer("steps", steps, at_least=10)
-    batch_size = _check.integer("batch_size", batch_size, at_least=1)
+    check.number("lowest", lowest, above=0)
+    check.number("highest", highest, above=lowest)
+    steps = check.integer("steps", steps, at_least=10)
+    batch_size = check.integer("batch_size", batch_size, at_least=1)
     knobs = _knobs(task.tx, state.opt_state)
     batches, weights = _batches(task, state, data, batch_size, seed, steps + 1)
     rates = np.geomspace(lowest, highest, steps).astype(np.float32)
@@ -238,8 +242,8 @@ def _sweep(
     def body(state: TrainState, x: Any) -> tuple[TrainState, jax.Array]:
         rate, batch, weight = x
         state = state.replace(opt_state=_with_rate(state.opt_state, knobs, rate))
-        state, metrics = _step.train_step(task, state, batch, weight)
-        return state, _step.compute_metrics(task, metrics)["loss"]
+        state, metrics = engine.train_step(task, state, batch, weight)
+        return state, engine.compute_metrics(task, metrics)["loss"]
 
     return jax.lax.scan(body, state, (rates, batches, weights))[1]
 
@@ -248,8 +252,8 @@ def _batches(
     task: Task, state: TrainState, data: Any, batch_size: int, seed: int, number: int
 ) -> tuple[Any, Any]:
     """So many batches, stacked, on the device: epoch after epoch of the data."""
-    source = data_lib.as_source(data, batch_size, shuffle=True, seed=seed)
-    per_example = _step.is_per_example(task, state, source.peek()[0], train=True)
+    source = as_source(data, batch_size, shuffle=True, seed=seed)
+    per_example = engine.is_per_example(task, state, source.peek()[0], train=True)
     pairs: list[Any] = []
     for epoch in itertools.count():
         # A scalar loss cannot tell padding from examples, so it sees whole batches only.
@@ -263,7 +267,7 @@ def _batches(
         if len(pairs) >= number:
             break
     pairs = [(batch, weight if per_example else None) for batch, weight in pairs[:number]]
-    return data_lib.place_stacked(pairs, data_lib.mesh_of(state))
+    return place_stacked(pairs, mesh_of(state))
 
 
 def suggestion(rates: np.ndarray, losses: np.ndarray) -> float | None:

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from .. import _gradients, _step, tree
-from .._check import ConfigError
-from .._provenance import BadStep
-from .._state import TrainState
-from .._task import Task
-from .._typing import Batch
-from ..loop.capsule import digests, examine, load_capsule
+from .. import tree
+from .._core.errors import ConfigError
+from .._core.typing import Batch
+from ..run.capsule import digests, examine, load_capsule
+from ..step import gradients, step as engine
+from ..step.provenance import BadStep
+from ..step.state import TrainState
+from ..step.task import Task
 from ..transforms import loss_scale
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -116,7 +117,7 @@ def replay(task: Task, capsule: str | os.PathLike[str], *, like: TrainState | No
     if task.axis_name is not None:
         raise ConfigError("`task` must have no `axis_name`: a replay runs on one device")
     bad = examine(task, held.state, held.batch, held.weight)
-    after, _ = _step.train_step(task, _step.copied(held.state), held.batch, held.weight)
+    after, _ = engine.train_step(task, engine.copied(held.state), held.batch, held.weight)
     before, now = held.about["after"], digests(after)
     differs = tuple(path for path in dict.fromkeys([*before, *now]) if before.get(path) != now.get(path))
     births = find_nonfinite(task, held.state, held.batch, held.weight)
@@ -137,11 +138,11 @@ def find_nonfinite(task: Task, state: TrainState, batch: Batch, weight: Any = No
     """
 
     def gradient(params, model_state, batch, weight, key, step, scale):
-        part = _gradients.batch_gradient(task, params, model_state, batch, key, step, weight, scale)
-        return _gradients.mean(part)
+        part = gradients.batch_gradient(task, params, model_state, batch, key, step, weight, scale)
+        return gradients.mean(part)
 
     given = dict(params=state.params, model_state=state.model_state, batch=batch, weight=weight)
-    args = *given.values(), _step.step_key(state), state.step, loss_scale(state.opt_state)
+    args = *given.values(), engine.step_key(state), state.step, loss_scale(state.opt_state)
     closed = jax.make_jaxpr(gradient)(*args)
     values = [jax.numpy.asarray(x) for x in jax.tree.leaves(args)]
     # A dict's leaves come out sorted by key; the arguments stand in their own order.

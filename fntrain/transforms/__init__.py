@@ -1,7 +1,7 @@
 """Gradient transforms: pairs `(init, update)` after optax's protocol, composed by `chain`."""
 
-from ._accumulate import MultiSteps as MultiSteps, MultiStepsState as MultiStepsState
-from ._adaptive import (
+from .accumulate import MultiSteps as MultiSteps, MultiStepsState as MultiStepsState
+from .adaptive import (
     ScaleByAdamState as ScaleByAdamState,
     ScaleByLionState as ScaleByLionState,
     ScaleByRmsState as ScaleByRmsState,
@@ -9,7 +9,7 @@ from ._adaptive import (
     scale_by_lion as scale_by_lion,
     scale_by_rms as scale_by_rms,
 )
-from ._average import (
+from .average import (
     EmaState as EmaState,
     LookaheadState as LookaheadState,
     averaged as averaged,
@@ -17,13 +17,7 @@ from ._average import (
     lookahead as lookahead,
     sam as sam,
 )
-from ._base import (
-    Transform as Transform,
-    chain as chain,
-    recorded as recorded,
-    transform as transform,
-)
-from ._clip import (
+from .clip import (
     ClipByNormState as ClipByNormState,
     RecordNormsState as RecordNormsState,
     clip_by_leaf_norm as clip_by_leaf_norm,
@@ -31,31 +25,31 @@ from ._clip import (
     clip_by_value as clip_by_value,
     record_norms as record_norms,
 )
-from ._decay import (
+from .decay import (
     ScaleByLearningRateState as ScaleByLearningRateState,
     add_weight_decay as add_weight_decay,
     scale_by_learning_rate as scale_by_learning_rate,
 )
-from ._guard import (
+from .guard import (
     SkipNonfiniteState as SkipNonfiniteState,
     SkipSpikesState as SkipSpikesState,
     skip_nonfinite as skip_nonfinite,
     skip_spikes as skip_spikes,
 )
-from ._hyperparams import (
+from .hyperparams import (
     HyperparamsState as HyperparamsState,
     hyperparams as hyperparams,
     set_hyperparams as set_hyperparams,
     set_multiplier as set_multiplier,
     with_hyperparams as with_hyperparams,
 )
-from ._loss_scale import (
+from .loss_scale import (
     DynamicLossScaleState as DynamicLossScaleState,
     dynamic_loss_scale as dynamic_loss_scale,
     loss_scale as loss_scale,
 )
-from ._momentum import MomentumState as MomentumState, momentum as momentum, nesterov as nesterov
-from ._plateau import (
+from .momentum import MomentumState as MomentumState, momentum as momentum, nesterov as nesterov
+from .plateau import (
     Controller as Controller,
     PlateauState as PlateauState,
     ReduceOnPlateauState as ReduceOnPlateauState,
@@ -65,4 +59,5 @@ from ._plateau import (
     reduce_on_plateau as reduce_on_plateau,
     stop_on_plateau as stop_on_plateau,
 )
-from ._select import by_path as by_path, freeze as freeze
+from .select import by_path as by_path, freeze as freeze
+from .types import Transform as Transform, chain as chain, recorded as recorded, transform as transform

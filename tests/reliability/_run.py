@@ -26,7 +26,8 @@ import orbax.checkpoint
 import tensorstore
 
 import fntrain as ft
-from fntrain.loop.checkpoint import Checkpointer, Keep
+from fntrain.checkpoint.checkpointer import Checkpointer
+from fntrain.checkpoint.keep import Keep
 
 ROWS, BATCH, EPOCHS = 44, 8, 6  # six batches an epoch, the last one padded
 EVERY = 4  # checkpoints inside epochs and inside accumulation windows
@@ -340,7 +341,7 @@ def soak(directory, result, steps, every):
 
 def hang(directory, seconds):
     """A step that never ends, under a watchdog."""
-    from fntrain.loop.callbacks.watchdog import Watchdog
+    from fntrain.callbacks.watchdog import Watchdog
 
     fit(directory, callbacks=[Watchdog(seconds), Steps(at=5, do=functools.partial(time.sleep, 600))])
 

@@ -1,6 +1,7 @@
 """Damaged and malicious files: found, passed over or refused; never believed, never run."""
 
 import ast
+import hashlib
 import io
 import json
 import os
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop import checkpoint
-from fntrain.loop.checkpoint import Checkpointer, Keep, restore_params
-from fntrain.loop.export import export, load
+from fntrain.checkpoint.checkpointer import Checkpointer, restore_params
+from fntrain.checkpoint.keep import Keep
+from fntrain.checkpoint.pack import canonical
+from fntrain.checkpoint.safetensors import export, load
 
 WHOLE = pytest.mark.reliability
 
@@ -197,8 +199,8 @@ READ = """
 import sys
 import numpy as np
 import fntrain as ft
-from fntrain.loop.checkpoint import Checkpointer, restore_params
-from fntrain.loop.export import load
+from fntrain.checkpoint.checkpointer import Checkpointer, restore_params
+from fntrain.checkpoint.safetensors import load
 import tensorstore, safetensors.numpy
 bad = ("pickle.find_class", "marshal.loads", "exec", "compile", "subprocess.Popen", "os.system", "os.exec",
        "socket.connect", "ctypes.dlopen")
@@ -258,7 +260,7 @@ def test_r14_no_name_leads_out(tmp_path, record):
     for name in ("", " ", "a\0b", "x" * 300, "a/" + "é" * 200, "s3://bucket/x", None, 3):
         for make in (
             Checkpointer,
-            lambda p: ft.loop.run.RunDirectory(p, {}, {}, False),
+            lambda p: ft.run.directory.RunDirectory(p, {}, {}, False),
             lambda p: export({"w": np.ones(1)}, p),
         ):
             with pytest.raises(ft.ConfigError, match=r"`(directory|run_dir|file)` must"):
@@ -282,14 +284,14 @@ def test_r14_links_and_huge_shapes(tmp_path, monkeypatch, record):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "victim")
     with pytest.raises(ft.CheckpointError):
-        ft.loop.lock.RunLock(tmp_path / "run")
+        ft.run.lock.RunLock(tmp_path / "run")
     assert (tmp_path / "victim").read_text() == "precious"
     # A document with right digests may say anything of shapes: nothing of the size is asked of the machine.
     file = tmp_path / "mine" / "1" / "meta" / "checkpoint.json"
     document = json.loads(file.read_text())
     document.pop("sha256")
     document["arrays"]["state/params/w"]["shape"] = [2_000_000, 3_000_000]
-    digest = checkpoint.sha256(checkpoint._canonical(document).encode()).hexdigest()
+    digest = hashlib.sha256(canonical(document).encode()).hexdigest()
     file.write_text(json.dumps({"sha256": digest, **document}))
     with pytest.raises(ft.CheckpointError, match="of memory, more than"):
         restore_params(tmp_path / "mine")

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import fntrain as ft
-from fntrain.loop.checkpoint import Checkpointer
+from fntrain.checkpoint.checkpointer import Checkpointer
 
 WHOLE = pytest.mark.reliability
 
@@ -147,7 +147,7 @@ def test_r13_every_way_out(exits, server, tmp_path, record):
             assert max(steps) == (at - 1) // 2 * 2, (how, at, steps)
         assert not list(directory.rglob("*orbax-checkpoint-tmp")), how
         if how != "no with":
-            ft.loop.lock.RunLock(directory).release()
+            ft.run.lock.RunLock(directory).release()
             assert (directory / ".lock").read_text() == "", "the lock was not handed back"
     record("R13", exits=exits, ways=len(CODES), saves_lost=0, hangs=0, slowest_s=round(slowest, 2))
 

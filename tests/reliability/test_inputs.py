@@ -3,6 +3,7 @@
 A row draws a bad input from a family; the name, the value and the place in which it stands differ with the draw.
 """
 
+import hashlib
 import json
 import math
 import random
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop.checkpoint import Checkpointer, Keep, restore_params
-from fntrain.loop.export import export, load
-from fntrain.loop.run import RunDirectory
-from fntrain.loop.writers import CSVWriter, JSONLWriter
+from fntrain.checkpoint.checkpointer import Checkpointer, restore_params
+from fntrain.checkpoint.keep import Keep
+from fntrain.checkpoint.pack import canonical
+from fntrain.checkpoint.safetensors import export, load
+from fntrain.run.directory import RunDirectory
+from fntrain.run.writers import CSVWriter, JSONLWriter
 
 OURS = (ft.ConfigError, ft.DataError, ft.CheckpointError, ft.NonFiniteError)
 X = np.arange(24, dtype=np.float32).reshape(12, 2)
@@ -389,7 +392,6 @@ def steps_that_are_not_there(rng, folder):
 
 @row
 def newer_formats(rng, folder):
-    from fntrain.loop import checkpoint
 
     number = rng.randint(2, 99)
 
@@ -399,7 +401,7 @@ def newer_formats(rng, folder):
         document = json.loads(file.read_text())
         document.pop("sha256")
         document["format"] = number
-        digest = checkpoint.sha256(checkpoint._canonical(document).encode()).hexdigest()
+        digest = hashlib.sha256(canonical(document).encode()).hexdigest()
         file.write_text(json.dumps({"sha256": digest, **document}))
         del checkpoints
         restore_params(folder / "c")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop.checkpoint import Checkpointer, Keep
+from fntrain.checkpoint.checkpointer import Checkpointer
+from fntrain.checkpoint.keep import Keep
 
 KINDS = ("arrays", "function", "grain")
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.loop.checkpoint import Checkpointer, Keep
-from fntrain.loop.data import as_source, fingerprint
+from fntrain.checkpoint.checkpointer import Checkpointer
+from fntrain.checkpoint.keep import Keep
+from fntrain.data.source import as_source, fingerprint
 
 WHOLE = pytest.mark.reliability
 VALUES = [None, math.nan, math.inf, -math.inf, 1.0, 1, 0.5, 0.5, 2.0, -3.0, 1e300, -0.0]

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, argument checks, type aliases, values that know the call that made them."""

@@ -1,0 +1,135 @@
+"""Argument checks: each names the argument, what was expected, what came, and, where it can, the call that works."""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from .errors import ConfigError
+
+
+def is_concrete(x: Any) -> bool:
+    """True if the value of `x` can be read here: it is not being traced by a JAX transformation."""
+    return not isinstance(x, Tracer)
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Check a finite real number within bounds; arrays are checked when their value can be read.
+
+    Raises:
+      ConfigError: if `value` is no number, not finite, or out of bounds.
+    """
+    if not is_concrete(value):
+        return
+    wanted = [
+        f"{sign} {bound}"
+        for sign, bound in ((">=", at_least), (">", above), ("<=", at_most), ("<", below))
+        if bound is not None
+    ]
+    expected = "a finite number" + (" " + " and ".join(wanted) if wanted else "")
+    if isinstance(value, bool) or not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise ConfigError(f"`{name}` must be {expected}, got {value!r} of type {type(value).__name__}")
+    if np.ndim(value) != 0:
+        raise ConfigError(f"`{name}` must be {expected}, got an array of shape {np.shape(value)}")
+    x = float(value)
+    bad = not math.isfinite(x)
+    bad = bad or (at_least is not None and x < at_least) or (above is not None and x <= above)
+    bad = bad or (at_most is not None and x > at_most) or (below is not None and x >= below)
+    if bad:
+        raise ConfigError(f"`{name}` must be {expected}, got {value!r}")
+
+
+def number_or_schedule(name: str, value: Any, **bounds: float) -> None:
+    """Check a number within bounds; a schedule (any function of the step) is taken as it is."""
+    if not callable(value):
+        number(name, value, **bounds)
+
+
+def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
+    """Check a whole number (a bool is none) and return it as a Python int.
+
+    Raises:
+      ConfigError: if `value` is no integer, or smaller than `at_least`.
+    """
+    expected = "an integer" + (f" >= {at_least}" if at_least is not None else "")
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise ConfigError(f"`{name}` must be {expected}, got {value!r} of type {type(value).__name__}")
+    if at_least is not None and value < at_least:
+        raise ConfigError(f"`{name}` must be {expected}, got {value!r}")
+    return int(value)
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Check that `value` is one of `choices`.
+
+    Raises:
+      ConfigError: naming the choices, and the nearest one if `value` looks misspelt.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ConfigError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}"
+            + did_you_mean(value, choices)
+        )
+
+
+def name(argument: str, value: Any) -> str:
+    """Check a name that may become a column, a tag or a file: `loss`, `loss/part`, `top-5 accuracy`.
+
+    Raises:
+      ConfigError: if it is no text, empty, longer than 128 characters, holds a line break or another control
+        character, or reads as a path that leaves its place (`../x`, `/x`, `a//b`).
+    """
+    wanted = f"`{argument}` must be a name of 1 to 128 printable characters"
+    if not isinstance(value, str) or not 0 < len(value) <= 128 or not value.isprintable():
+        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+        raise ConfigError(f"{wanted}, got {shown}")
+    if any(part in ("", ".", "..") for part in value.replace("\\", "/").split("/")):
+        raise ConfigError(f"{wanted} that is no path out of its place, got {value!r}")
+    return value
+
+
+def path(argument: str, value: Any) -> Path:
+    """Check a path that is to be written to, and return it, with `~` for the home directory.
+
+    Raises:
+      ConfigError: if it is no path, empty, a URL, or no file system could hold it.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"`{argument}` must be a path, got {value!r} of type {type(value).__name__}")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise ConfigError(f"`{argument}` must be a path, got {text!r}")
+    if "://" in text:
+        raise ConfigError(f"`{argument}` must be a local or mounted directory, got {text!r}")
+    longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
+    if longest > 255:
+        raise ConfigError(f"`{argument}` must have names of at most 255 bytes, got one of {longest}")
+    return Path(text).expanduser()
+
+
+def did_you_mean(value: Any, choices: Iterable[Any]) -> str:
+    """`; did you mean 'x'?` if a choice is close to `value`, else nothing."""
+    names = [c for c in choices if isinstance(c, str)]
+    close = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def function(name: str, value: Any, signature: str) -> None:
+    """Check that `value` can be called; `signature` shows how it will be."""
+    if not callable(value):
+        raise ConfigError(f"`{name}` must be a function `{signature}`, got {value!r}")

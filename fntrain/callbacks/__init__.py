@@ -1,0 +1,21 @@
+"""Callbacks that are shipped, and the protocol they follow: objects with methods named as `EVENTS`."""
+
+from ..run.events import (
+    EVENTS as EVENTS,
+    CallbackList as CallbackList,
+    Histogram as Histogram,
+    LoopContext as LoopContext,
+)
+from ..show.progress import ProgressBar as ProgressBar
+from .early_stopping import EarlyStopping as EarlyStopping
+from .file_loggers import CSVLogger as CSVLogger, JSONLogger as JSONLogger
+from .gradient_stats import GradientStats as GradientStats
+from .lr_scheduler import LearningRateScheduler as LearningRateScheduler
+from .metric_logger import MetricLogger as MetricLogger
+from .model_checkpoint import ModelCheckpoint as ModelCheckpoint
+from .nan_guard import NaNGuard as NaNGuard
+from .profiler import Profiler as Profiler
+from .reduce_lr import ReduceLROnPlateau as ReduceLROnPlateau
+from .resource_monitor import ResourceMonitor as ResourceMonitor
+from .tensorboard import TensorBoardLogger as TensorBoardLogger
+from .watchdog import Watchdog as Watchdog

@@ -1,0 +1,89 @@
+"""CSVLogger and JSONLogger: a row an epoch, in a file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..run.events import LoopContext
+from ..run.writers import CSVWriter, JSONLWriter, _Writer
+
+
+class _FileLogger:
+    """One row an epoch into a file."""
+
+    adds_logs = False
+    writer_type: type[_Writer]
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path).expanduser()
+        self.writer_type(self.path)  # a directory is refused here, not in the first epoch
+        self._writer: Any = None
+
+    def on_fit_begin(self, ctx: LoopContext) -> None:
+        """Start the file anew; when resuming, go on after the epochs that are done."""
+        self.close()
+        if jax.process_index() != 0:
+            return
+        if not ctx.resumed:
+            self.path.unlink(missing_ok=True)
+        self._writer = self.writer_type(self.path)
+        self._writer.truncate(after_epoch=ctx.epoch - 1)
+
+    def on_epoch_end(self, ctx: LoopContext) -> None:
+        """Write the epoch's row."""
+        if self._writer is not None:
+            self._writer.write(ctx.logs)
+
+    def on_fit_end(self, ctx: LoopContext) -> None:
+        """Close the file."""
+        del ctx
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; it is whole after every row."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class CSVLogger(_FileLogger):
+    """Write each epoch's row to a CSV file.
+
+    A new run starts the file anew; a resumed one drops the rows of epochs that it runs again. Columns that
+    callbacks after this one add are not in it, so put it last. See `fntrain.run.writers` for the format.
+
+    Args:
+      path: the file.
+
+    Raises:
+      ConfigError: if `path` is a directory.
+
+    Examples:
+      >>> import fntrain as ft, tempfile, pathlib
+      >>> ft.callbacks.CSVLogger(pathlib.Path(tempfile.mkdtemp(), "log.csv")).path.name
+      'log.csv'
+    """
+
+    writer_type = CSVWriter
+
+
+class JSONLogger(_FileLogger):
+    """Write each epoch's row to a file of JSON lines; NaN and infinity are `null`.
+
+    A new run starts the file anew; a resumed one drops the rows of epochs that it runs again. Columns that
+    callbacks after this one add are not in it, so put it last.
+
+    Args:
+      path: the file.
+
+    Raises:
+      ConfigError: if `path` is a directory.
+
+    Examples:
+      >>> import fntrain as ft, tempfile, pathlib
+      >>> ft.callbacks.JSONLogger(pathlib.Path(tempfile.mkdtemp(), "log.jsonl")).path.name
+      'log.jsonl'
+    """
+
+    writer_type = JSONLWriter

@@ -1,0 +1,169 @@
+"""ModelCheckpoint: versions of the run, or its parameters in one file."""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import sharding, tree
+from .._core import check
+from .._core.errors import ConfigError
+from .._core.typing import Params
+from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.keep import Keep
+from ..run.events import LoopContext
+from ..transforms.plateau import stop_on_plateau
+from .monitor import check_column, check_name, read
+
+
+class ModelCheckpoint:
+    """Save the state at the end of epochs: every so many, or whenever a column is better than ever before.
+
+    A directory holds versions, one a step, and is a `Checkpointer`'s: the newest three and the best one stay,
+    or with `save_best_only` the best one. A path that ends in `.npz` is one file instead, written anew each time, with
+    the parameters under their paths; `np.load` reads it (bfloat16 is written as float32).
+
+    The best so far survives a resume; a run that starts from a state at or after the newest version of the
+    directory goes on with its best, too. A directory with later versions than that belongs to another run and is
+    refused, unless this instance wrote them, in which case its second run replaces its first.
+
+    Args:
+      directory: the directory, or a file `….npz`.
+      monitor: a column of the epoch's logs. With `"val_loss"` and no validation data nothing is ranked, which
+        is an error only with `save_best_only`.
+      mode: `"min"` or `"max"`.
+      save_best_only: save only what is better than all before; NaN and infinity never are.
+      every: look at every so many epochs, >= 1.
+
+    Attributes:
+      best: the best value so far, or None.
+
+    Raises:
+      ConfigError: if an argument is out of range, the path has the suffix of another kind of file, the directory
+        is another run's, or there is no such column.
+
+    Examples:
+      >>> import fntrain as ft, numpy as np, tempfile
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], b), ft.optimizers.sgd(0.1))
+      >>> state = ft.init_state(task, {"w": np.float32(0)})
+      >>> directory = tempfile.mkdtemp()
+      >>> saving = ft.callbacks.ModelCheckpoint(directory, monitor="loss", save_best_only=True)
+      >>> data = np.ones(8, np.float32)
+      >>> result = ft.fit(task, state, data, epochs=3, batch_size=4, callbacks=[saving], progress=False)
+      >>> round(saving.best, 4) == round(min(result.history["loss"]), 4)
+      True
+    """
+
+    adds_logs = False
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        mode: str = "min",
+        save_best_only: bool = False,
+        every: int = 1,
+    ):
+        self.path = Path(directory).expanduser()
+        self.monitor, self.mode = check_name(monitor), mode
+        self.rule = stop_on_plateau(patience=1, mode=mode)
+        self.save_best_only = save_best_only
+        self.every = check.integer("every", every, at_least=1)
+        self.best: float | None = None
+        self._file = self.path.suffix == ".npz" and not self.path.is_dir()
+        # `runs/lr-0.1` is a directory with a dot in its name; `best.h5` is somebody's file.
+        if not self._file and re.fullmatch(r"\.[A-Za-z]\w*", self.path.suffix) and not self.path.is_dir():
+            raise ConfigError(
+                f"`directory` must be a directory, or a file that ends in `.npz`, got {str(directory)!r}"
+            )
+        self._checkpoints: Checkpointer | None = None
+        self._own: set[int] = set()  # the steps this instance has saved
+
+    def on_fit_begin(self, ctx: LoopContext) -> None:
+        """Start anew, or go on with what the directory holds."""
+        self.close()
+        self.best = None
+        if self.save_best_only or self.monitor != "val_loss":
+            check_column(ctx, self.monitor)
+        if self._file:
+            return
+        keep = Keep(latest=1 if self.save_best_only else 3, best=(self.monitor, self.mode))  # type: ignore[arg-type]
+        self._checkpoints = Checkpointer(self.path, keep)
+        if ctx.resumed:
+            return  # what the directory holds is of this run
+        later = [step for step in self._checkpoints.steps() if step > ctx.step]
+        if self._own.issuperset(later):
+            for step, _, name in list(self._checkpoints._names()):
+                if step in later:
+                    self._checkpoints._delete(name)
+        elif later:
+            raise ConfigError(
+                f"`directory` {self.path} holds later steps ({tree.some([str(s) for s in later])}) than this run "
+                f"starts at ({ctx.step}), so they are another run's: choose another directory, or remove it"
+            )
+        if self._checkpoints.best_step is not None:
+            self.best = self._checkpoints.extra("best")["logs"].get(self.monitor)
+
+    def on_epoch_end(self, ctx: LoopContext) -> None:
+        """Save, if that is due."""
+        if ctx.epoch % self.every:
+            return
+        if self.save_best_only or self.monitor in ctx.logs or self.monitor != "val_loss":
+            value = read(ctx, self.monitor)
+            checks = self.rule.init()
+            if self.best is not None:
+                checks = checks._replace(best=np.float32(self.best))
+            _, worse = self.rule.update(checks, value)
+            if not worse:
+                self.best = value
+            elif self.save_best_only:
+                return
+        if self._file:
+            save_params(self.path, ctx.state.params)
+            return
+        assert self._checkpoints is not None, "on_fit_begin was not called"
+        logs = {name: x for name, x in ctx.logs.items() if isinstance(x, int | float)}
+        extra = {"epoch": ctx.epoch, "logs": logs}
+        self._own.add(ctx.step)
+        self._checkpoints.save(ctx.state, step=ctx.step, metrics=logs, extra=extra, overwrite=True)
+
+    def on_fit_end(self, ctx: LoopContext) -> None:
+        """Wait until the last version is on disk."""
+        del ctx
+        self.close()
+
+    def close(self) -> None:
+        """Wait until the last version is on disk."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+
+    def state(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best": self.best}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.best = state["best"]
+
+
+def save_params(path: Path, params: Params) -> None:
+    """Write parameters to an `.npz` file, by path, replacing it as a whole; of several processes, the first does."""
+    host = sharding.to_host(params)
+    if jax.process_index() != 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Not `np.savez`, whose own arguments are not free for names of parameters.
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, x in tree.items(host):
+                x = x.astype(np.float32) if x.dtype.kind == "V" else x  # bfloat16 and its like: not NumPy's
+                with archive.open(f"{name or 'params'}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, x, allow_pickle=False)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+"""ReduceLROnPlateau: a lower learning rate where a column no longer improves."""
+
+from typing import Any
+
+import jax
+
+from .._core import check
+from ..run.events import LoopContext
+from ..transforms.decay import ScaleByLearningRateState
+from ..transforms.hyperparams import placed_like, replace_nodes
+from ..transforms.plateau import PlateauState, plateau
+from .monitor import check_column, check_name, read
+from .rate_nodes import nodes
+
+
+class ReduceLROnPlateau:
+    r"""Multiply the learning rate by `factor` when a column has not improved for `patience` epochs in a row.
+
+    .. math:: \eta \leftarrow \max(f\, \eta,\ \eta_{\min})
+
+    The compiled step stays as it is: what changes is a number in the optimizer's state. A schedule goes on
+    below it, and may take the rate below `min_lr` itself. Don't combine it with `LearningRateScheduler`, which
+    sets the rate.
+
+    Args:
+      monitor: a column of the epoch's logs.
+      factor: > 0 and < 1.
+      patience: the rate is reduced at this many epochs in a row without an improvement, >= 1; then the count
+        begins anew.
+      mode: `"min"` or `"max"`.
+      min_delta: the smallest change that counts as an improvement, >= 0. NaN and infinity are none.
+      cooldown: how many epochs after a reduction are not counted, >= 0.
+      min_lr: the rate is not reduced below this, >= 0.
+
+    Raises:
+      ConfigError: if an argument is out of range; by `fit`, if the optimizer has no `scale_by_learning_rate` or there
+        is no such column.
+
+    Examples:
+      >>> import fntrain as ft, numpy as np
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], b), ft.optimizers.sgd(1.0))
+      >>> state = ft.init_state(task, {"w": np.float32(0)})  # goes from 0 to 2 and back
+      >>> plateau = ft.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2)
+      >>> data = np.ones(4, np.float32)
+      >>> ft.fit(task, state, data, epochs=5, callbacks=[plateau], progress=False).history["learning_rate"]
+      [1.0, 1.0, 1.0, 0.5, 0.5]
+
+    References:
+      `torch.optim.lr_scheduler.ReduceLROnPlateau`, whose cooldown this is; its patience acts one epoch later.
+    """
+
+    adds_logs = False
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.1,
+        patience: int = 10,
+        mode: str = "min",
+        min_delta: float = 0.0,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ):
+        check.number("min_delta", min_delta, at_least=0)  # by our name for it, not the rule's
+        check.number("min_lr", min_lr, at_least=0)
+        self.monitor = check_name(monitor)
+        self.rule = plateau(factor, patience, rtol=0.0, atol=min_delta, cooldown=cooldown, mode=mode)
+        self.factor, self.min_lr = float(factor), float(min_lr)
+        self._checks: PlateauState = self.rule.init()
+
+    def on_fit_begin(self, ctx: LoopContext) -> None:
+        """Start anew."""
+        nodes(ctx.state)
+        check_column(ctx, self.monitor)
+        self._checks = self.rule.init()
+
+    def on_epoch_end(self, ctx: LoopContext) -> None:
+        """Check."""
+        before = self._checks.scale
+        self._checks, scale = self.rule.update(self._checks, read(ctx, self.monitor))
+        if scale < before:
+            opt_state = replace_nodes(ctx.state.opt_state, ScaleByLearningRateState, self._reduced)
+            ctx.state = ctx.state.replace(opt_state=opt_state)
+
+    def _reduced(self, node: ScaleByLearningRateState) -> ScaleByLearningRateState:
+        rate, multiplier = map(float, jax.device_get((node.learning_rate, node.multiplier)))
+        factor = self.factor
+        if self.min_lr > 0:
+            factor = max(factor, min(1.0, self.min_lr / rate)) if rate > 0 else 1.0
+        return node._replace(multiplier=placed_like(multiplier * factor, node.multiplier))
+
+    def state(self) -> dict[str, Any]:
+        """Best, count and cooldown; the rate itself is in the optimizer's state."""
+        return self._checks._asdict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._checks = PlateauState(**state)

@@ -1,0 +1,101 @@
+"""TensorBoardLogger: scalars, histograms and text for TensorBoard."""
+
+import os
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._core.errors import ConfigError
+from ..run.events import LoopContext
+
+
+class TensorBoardLogger:
+    """Write scalars for TensorBoard: each epoch's row, and running means of the epoch under `running/`.
+
+    Steps are the run's steps. An entry that is a dict gives one scalar a key, `name/key`; arrays and text are
+    left out. Histograms come from a `GradientStats(histograms=True)` that stands before this one. In a directory
+    that holds events already, those of steps that the run has not reached yet are marked as replaced.
+
+    Args:
+      directory: where the event files go; made if need be.
+
+    Raises:
+      ConfigError: if tensorboardX is not installed, or `directory` is a file.
+    """
+
+    adds_logs = False
+    _numbers = count()  # tensorboardX names files by the second: two within one would overwrite each other
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        try:
+            import tensorboardX  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "event files are written by tensorboardX, which is not installed: "
+                '`pip install "fntrain[tensorboard]"`'
+            ) from error
+        self.directory = Path(directory).expanduser()
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ConfigError(f"`directory` must be a directory, and {self.directory} is a file")
+        self._writer: Any = None
+
+    def on_fit_begin(self, ctx: LoopContext) -> None:
+        """Open an event file."""
+        from tensorboardX import SummaryWriter
+
+        self.close()
+        if jax.process_index() != 0:
+            return
+        self._writer = SummaryWriter(
+            str(self.directory),
+            # The row of an epoch that ended here was written by the run before, unless it is still to end.
+            purge_step=ctx.step + (ctx.epoch_step == 0),
+            filename_suffix=f".{os.getpid()}.{next(self._numbers)}",
+        )
+
+    def on_log(self, ctx: LoopContext) -> None:
+        """Write the running means."""
+        if self._writer is None:
+            return
+        self._write(ctx.logs, "running/", ctx.logs.get("step", ctx.step))
+
+    def on_epoch_end(self, ctx: LoopContext) -> None:
+        """Write the epoch's row."""
+        if self._writer is None:
+            return
+        self._write(ctx.logs, "", ctx.step)
+        for name, drawn in ctx.histograms.items():
+            self._writer.add_histogram_raw(
+                name,
+                min=drawn.edges[0],
+                max=drawn.edges[-1],
+                num=int(drawn.counts.sum()),
+                sum=drawn.sum,
+                sum_squares=drawn.sum_of_squares,
+                bucket_limits=drawn.edges[1:].tolist(),
+                bucket_counts=drawn.counts.tolist(),
+                global_step=ctx.step,
+            )
+        self._writer.flush()
+
+    def on_fit_end(self, ctx: LoopContext) -> None:
+        """Close the event file."""
+        del ctx
+        self.close()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, logs: Mapping[str, Any], prefix: str, step: int) -> None:
+        for name, value in logs.items():
+            if isinstance(value, Mapping):
+                self._write(value, f"{prefix}{name}/", step)
+            elif name not in ("epoch", "step") and isinstance(value, int | float | np.number):
+                self._writer.add_scalar(f"{prefix}{name}", float(value), step)

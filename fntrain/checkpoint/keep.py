@@ -1,0 +1,69 @@
+"""Keep: which checkpoints stay."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .._core import check
+from .._core.errors import (
+    ConfigError,
+)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest, the best one and a periodic choice, together.
+
+    Args:
+      latest: how many of the highest steps stay, >= 1. The step saved last always does.
+      best: `(name, mode)`, the entry of `metrics` to rank by and `"min"` or `"max"`; the best step stays, on
+        a tie the earlier one. A step without the entry, or where it is NaN or infinite, is never the best.
+        None ranks nothing.
+      every: steps divisible by this stay for good; None for no such steps, 1 to delete nothing.
+
+    Raises:
+      ConfigError: if a number is no integer >= 1, or `best` no pair of a name and a mode.
+
+    Examples:
+      >>> losses = {10: 0.9, 20: 0.2, 30: 0.4, 40: 0.5, 50: float("nan")}
+      >>> keep = Keep(latest=1, best=("loss", "min"), every=40)
+      >>> sorted(keep.kept({step: {"loss": loss} for step, loss in losses.items()}))
+      [20, 40, 50]
+    """
+
+    latest: int = 3
+    best: tuple[str, Literal["min", "max"]] | None = ("val_loss", "min")
+    every: int | None = None
+
+    def __post_init__(self):
+        check.integer("latest", self.latest, at_least=1)
+        if self.every is not None:
+            check.integer("every", self.every, at_least=1)
+        if self.best is not None:
+            pair = tuple(self.best) if isinstance(self.best, tuple | list) else ()
+            if len(pair) != 2 or not isinstance(pair[0], str):
+                raise ConfigError(
+                    f'`best` must be a pair such as ("val_loss", "min") or None, got {self.best!r}'
+                )
+            check.name("best", pair[0])
+            check.one_of("best", pair[1], ("min", "max"))
+            object.__setattr__(self, "best", pair)
+
+    def best_step(self, metrics: Mapping[int, Mapping[str, Any]]) -> int | None:
+        """The step with the best finite value, the earlier one on a tie; None if there is none."""
+        if self.best is None:
+            return None
+        name, mode = self.best
+        values = {step: row[name] for step, row in metrics.items() if _is_finite(row.get(name))}
+        sign = 1 if mode == "min" else -1
+        return min(values, key=lambda step: (sign * values[step], step), default=None)
+
+    def kept(self, metrics: Mapping[int, Mapping[str, Any]]) -> set[int]:
+        """Which of the steps (the keys of `metrics`) stay."""
+        kept = set(sorted(metrics)[-self.latest :]) | {self.best_step(metrics)}
+        return {step for step in metrics if step in kept or (self.every and step % self.every == 0)}
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

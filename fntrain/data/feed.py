@@ -1,0 +1,193 @@
+"""Batches from a source to the device: what one dispatch takes, with weights where padding needs them."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import sharding
+from .._core.errors import DataError
+from ..sharding.place import mesh_of, place, place_stacked
+from ..step import step as engine
+from ..step.packed import Packed
+from ..step.state import TrainState
+from ..step.task import Task
+from .arrays import ArrayLoader, Arrays
+from .position import Position
+
+
+class Piece(NamedTuple):
+    """What one dispatch takes: a batch for one step, or several stacked for as many."""
+
+    batch: Any
+    weight: Any
+    steps: int
+    stacked: bool
+    last: bool  # whether it is known to end its epoch
+
+
+def _ones(*shape: int) -> jax.Array:
+    """The weights of whole batches. By a program: a constant put on the device would be an implicit transfer."""
+    return jax.jit(lambda: jnp.ones(shape, jnp.float32))()
+
+
+class Feed:
+    """A source's batches as dispatches take them, and what steps on them report.
+
+    With a loss of one value per example, a source that may have a padded batch has a weight with every batch, so
+    that the padded one is the same program. A scalar loss has none, so there every batch must be whole.
+
+    Args:
+      task: the Task.
+      state: a TrainState; says on which devices batches go.
+      source: where batches come from.
+      train: for training, or for evaluation.
+      name: the data's argument, for messages.
+
+    Raises:
+      DataError: if a scalar loss meets a padded tail.
+    """
+
+    def __init__(self, task: Task, state: TrainState, source: Any, *, train: bool, name: str):
+        self.task = task
+        self.source = source
+        self.name = name
+        self.mesh = mesh_of(state)
+        first, weight = source.peek()
+        self.rows = len(weight)  # of a batch
+        self.per_example = engine.is_per_example(task, state, first, train=train)
+        if not self.per_example and source.has_tail:
+            raise self._scalar_tail()
+        # Whole batches of arrays, on one device: nothing is ever padded, unless at an epoch's end.
+        self.whole = isinstance(source, Arrays) and self.mesh is None
+        self.weighed = self.per_example and (source.has_tail or not self.whole)
+        self._ones = functools.cache(_ones)
+        batch, weight = self.placed(first, weight)
+        with jax.transfer_guard_host_to_device("allow"):
+            empty = engine.empty_metrics(task, state, batch, weight, train=train)
+        # Where a step will return them: accumulators that moved after the first step would compile it twice.
+        self.empty: Packed = empty if self.mesh is None else sharding.replicate(empty, self.mesh)
+
+    def pieces(self, position: Position, room: Callable[[int], int]) -> Iterator[Piece]:
+        """An epoch's batches from a position on.
+
+        Args:
+          position: where to begin.
+          room: how many steps the next dispatch may take, after so many from the position on; 0 for no more.
+        """
+        if isinstance(self.source, Arrays):
+            return self._gathered(self.source.loader, position, room)
+        return self._collected(position, room)
+
+    def _gathered(
+        self, loader: ArrayLoader, position: Position, room: Callable[[int], int]
+    ) -> Iterator[Piece]:
+        epoch, index = position
+        total = len(loader)
+        while index < total and (steps := room(index - position.index)):
+            if steps > 1 and self.whole and index + steps <= loader.whole:
+                weights = self._ones(steps, loader.batch_size) if self.weighed else None
+                piece = Piece(
+                    loader.stacked(epoch, index, steps), weights, steps, True, index + steps == total
+                )
+            elif steps > 1 and not self.whole and index + steps <= total:
+                pairs = [loader.batch(epoch, i) for i in range(index, index + steps)]
+                piece = Piece(*self._stacked(pairs), steps, True, index + steps == total)
+            else:
+                steps = 1
+                piece = Piece(*self.placed(*loader.batch(epoch, index)), 1, False, index + 1 == total)
+            index += steps
+            yield piece
+
+    def _collected(self, position: Position, room: Callable[[int], int]) -> Iterator[Piece]:
+        pairs = iter(self.source.epoch(*position))
+        waiting: list[Any] = []
+        done, ended, length = 0, False, self.source.length
+        error: Exception | None = None
+        while steps := room(done):
+            # One batch ahead of what is taken, to know the last one; not beyond the run's end.
+            ahead = 0 if length is not None or room(done + steps) == 0 else 1
+            while len(waiting) < steps + ahead and not ended:
+                try:
+                    waiting.append(next(pairs))
+                except StopIteration:
+                    ended = True
+                except Exception as failure:  # after the batches before it were trained on
+                    error, ended = failure, True
+            if not waiting:
+                if error is not None:
+                    raise error
+                return
+            steps = steps if steps <= len(waiting) else 1
+            taken, waiting = waiting[:steps], waiting[steps:]
+            done += steps
+            last = position.index + done == length or (ended and error is None and not waiting)
+            batch, weight = self._stacked(taken) if steps > 1 else self.placed(*taken[0])
+            yield Piece(batch, weight, steps, steps > 1, last)
+
+    def placed(self, batch: Any, weight: Any) -> tuple[Any, Any]:
+        """One batch as `train_into` and `eval_into` take it."""
+        if self.weighed and self.whole:
+            return batch, self._ones(len(weight)) if weight.all() else jax.device_put(weight)
+        weight = self._weight(weight)
+        return (batch, weight) if self.mesh is None else place(batch, weight, self.mesh)
+
+    def _stacked(self, pairs: list[Any]) -> tuple[Any, Any]:
+        return place_stacked([(batch, self._weight(weight)) for batch, weight in pairs], self.mesh)
+
+    def _weight(self, weight: Any) -> Any:
+        if self.weighed:
+            return weight
+        if not weight.all():
+            raise self._scalar_tail()
+        return None
+
+    def _scalar_tail(self) -> DataError:
+        return DataError(
+            f"`{self.name}` does not divide into whole batches, and `loss_fn` returns a scalar, in which padding "
+            f"cannot be told from examples: return one value per example (`fntrain.losses.mse(...)` without "
+            f"`.mean()`), choose a `batch_size` that divides the data, or pass `data_loader(..., drop_last=True)`"
+        )
+
+
+def on_device(piece: Piece) -> Piece:
+    """A piece whose arrays are on the device already."""
+    return piece._replace(**dict(zip(("batch", "weight"), put((piece.batch, piece.weight)))))
+
+
+def put(arrays: Any) -> Any:
+    """Arrays on the device, and those that are there left where they are; all else as it is."""
+    return jax.tree.map(lambda x: jax.device_put(x) if isinstance(x, np.ndarray) else x, arrays)
+
+
+def train(
+    task: Task, state: TrainState, metrics: Packed | None, piece: Piece, log_every: int = 0
+) -> tuple[TrainState, Packed, Packed | None]:
+    """The steps of a piece, in one dispatch: `(state, metrics, values)`.
+
+    `values` are those of the metrics after several steps, where `log_every` asks for them.
+
+    Its arrays go to the device with the call, several times faster than put there one by one before; they are meant
+    to go there, so a transfer guard lets them pass.
+    """
+    given = task, state, metrics, piece.batch, piece.weight
+    with jax.transfer_guard_host_to_device("allow"):
+        if not piece.stacked:
+            return *engine.train_into(*given), None
+        if log_every:
+            return engine.train_many_into(*given, log_every)
+        return *engine.train_many_into(*given), None
+
+
+def evaluated(feed: Feed, state: TrainState, stopped: Callable[[], bool] | None = None) -> Packed:
+    """The metrics of a whole data set, accumulated on the device."""
+    metrics = engine.copied(feed.empty)
+    for piece in feed.pieces(Position(0, 0), lambda done: 1):
+        with jax.transfer_guard_host_to_device("allow"):
+            metrics = engine.eval_into(feed.task, state, metrics, piece.batch, piece.weight)
+        if stopped is not None and stopped():
+            break
+    return metrics

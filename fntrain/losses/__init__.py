@@ -1,0 +1,6 @@
+"""Losses: one value per example, stable in low precision, with weights that say what a mean divides by."""
+
+from .classification import binary_cross_entropy as binary_cross_entropy, cross_entropy as cross_entropy
+from .combine import combine as combine
+from .loss import Loss as Loss
+from .regression import huber as huber, mae as mae, mse as mse

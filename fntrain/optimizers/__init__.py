@@ -1,0 +1,9 @@
+"""Optimizers as users name them: chains of the transforms, under one spelling of every argument."""
+
+from .adafactor import adafactor as adafactor
+from .adam import adam as adam, adamw as adamw
+from .aliases import ALIASES as ALIASES
+from .lion import lion as lion
+from .names import OPTIMIZERS as OPTIMIZERS, PRESETS as PRESETS, get as get
+from .rmsprop import rmsprop as rmsprop
+from .sgd import sgd as sgd

@@ -1,0 +1,1 @@
+"""The loop: fit, its events, its directory, and what happens when something goes wrong."""

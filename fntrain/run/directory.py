@@ -1,0 +1,247 @@
+"""A run directory: what a run is (`config.json`), what it measured (`metrics.*`), and its checkpoints."""
+
+import json
+import warnings
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import sharding, tree
+from .._core import check
+from .._core.errors import CheckpointError, ConfigError, RunMismatchError
+from .._core.typing import PyTree
+from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.keep import Keep
+from ..checkpoint.pack import check_state
+from ..data.position import Position
+from ..step.reports import StepMetrics
+from ..step.state import TrainState
+from .history import History
+from .lock import RunLock
+from .writers import CSVWriter, JSONLWriter, atomic_write
+
+
+class RunDirectory:
+    """`config.json`, `metrics.jsonl`, `metrics.csv` and `checkpoints/` of one run, locked while it is open.
+
+    Args:
+      directory: made if it does not exist.
+      identity: what makes the run this one (task, data, batch size, seed); compared on a resume.
+      config: more for `config.json`, for people to read.
+      resume: whether to go on with what is there; `"must"` if there has to be something.
+
+    Raises:
+      ConfigError: if `directory` is no path or a file, or is in use and `resume` is False.
+      RunMismatchError: if it holds a run of another identity; the differences are listed.
+      RunLockedError: if a run is going on in it, in this process or another.
+      CheckpointError: if it cannot be written to, its newest checkpoint is of a newer format, or there is none
+        with `resume="must"`.
+      CheckpointCorruptError: if there are checkpoints, and all are damaged.
+    """
+
+    def __init__(
+        self,
+        directory: Any,
+        identity: dict[str, Any],
+        config: dict[str, Any],
+        resume: bool | Literal["must"],
+    ):
+        check.one_of("resume", resume, (False, True, "must"))
+        self.path = check.path("run_dir", directory)
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"`run_dir` must be a directory, and {self.path} is a file")
+        if resume == "must" and not self.path.exists():
+            raise self._nothing()
+        self.identity = identity
+        self.extra: dict[str, Any] | None = None
+        self._retried = False
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"`run_dir` {self.path} cannot be made: {error.strerror}") from error
+        # Of several processes the first holds it for all.
+        self._lock = RunLock(self.path) if jax.process_index() == 0 else None
+        try:
+            self._open(config, resume)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _open(self, config: dict[str, Any], resume: bool | Literal["must"]) -> None:
+        self.checkpointer = Checkpointer(self.path / "checkpoints", Keep())
+        rows, document = self.path / "metrics.jsonl", self._existing_config()
+        if not resume and (rows.exists() or (self.path / "config.json").exists()):
+            raise ConfigError(
+                f"`run_dir` {self.path} is in use: it holds a run. Go on with it by `resume=True`, or choose another"
+            )
+        if resume and self.checkpointer.latest_step is not None:
+            self.extra = self.checkpointer.extra()
+            self._check_identity(self.extra["identity"])
+            if self._lock is not None:
+                self.checkpointer._clear()  # a run with nothing left to do saves, and so clears, nothing
+        elif resume == "must":
+            raise self._nothing()
+        elif "identity" in document and rows.exists() and rows.stat().st_size:
+            self._check_identity(document["identity"])  # starting anew drops its rows
+        sharding.meet()  # of several processes all have looked before the first one writes
+        # What others have added there (a program's own options) stays.
+        self.config = {**document, **config, "identity": self.identity}
+        self.note()
+        done = len(self.extra["history"]) if self.extra else 0
+        self.writers = [JSONLWriter(rows), CSVWriter(self.path / "metrics.csv")] if self._lock else []
+        for writer in self.writers:
+            # A run that was killed may have written rows that its last checkpoint knows nothing of.
+            writer.truncate(after_epoch=done)
+
+    def note(self, **more: Any) -> None:
+        """Write more about the run into `config.json`."""
+        self.config.update(more)
+        if self._lock is not None:
+            atomic_write(self.path / "config.json", json.dumps(self.config, indent=2, default=str) + "\n")
+
+    def _nothing(self) -> CheckpointError:
+        return CheckpointError(f'`resume="must"`: there is no checkpoint in {self.path}')
+
+    def _existing_config(self) -> dict[str, Any]:
+        path = self.path / "config.json"
+        try:
+            return dict(json.loads(path.read_text())) if path.exists() else {}
+        except ValueError:  # torn by a crash; it is written anew
+            return {}
+
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        # Through JSON and back, as the saved one went.
+        now = json.loads(json.dumps(self.identity, default=str))
+        lines = _differences(json.loads(json.dumps(saved, default=str)), now)
+        if lines:
+            more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+            raise RunMismatchError(
+                f"`resume`: the run in {self.path} is another one than this call describes:\n  "
+                + "\n  ".join([*lines[:10], *more])
+            )
+
+    def check(self, state: PyTree) -> None:
+        """Check that the state can be saved, before the first step.
+
+        Raises:
+          ConfigError: naming the leaf that cannot.
+        """
+        check_state(state)
+
+    def restore(
+        self, state: TrainState, metrics: StepMetrics
+    ) -> tuple[TrainState, StepMetrics, Position, History]:
+        """The saved run, in the types and on the devices of the state and metrics given."""
+        assert self.extra is not None
+        state = self.checkpointer.restore(state)
+        saved = self.extra["accumulators"]
+        if set(tree.paths(metrics)) != set(saved):
+            raise CheckpointError(
+                f"the metrics saved in {self.path} are {tree.some(list(saved))}, this task's are "
+                f"{tree.some(tree.paths(metrics))}"
+            )
+        leaves = [sharding.put(saved[path], x.sharding) for path, x in tree.items(metrics)]
+        metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
+        return (
+            state,
+            metrics,
+            Position(*self.extra["position"]),
+            History([_thawed(row) for row in self.extra["history"]]),
+        )
+
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        metrics: StepMetrics,
+        position: Position,
+        history: History,
+        callbacks: list[dict[str, Any]],
+        data_state: Any = None,
+    ) -> None:
+        """A checkpoint of the whole run, in the background.
+
+        If the save before this one failed, a warning says so and this one takes its place; a second failure in
+        a row is raised.
+
+        Raises:
+          CheckpointError: if two saves in a row failed, or this one cannot start.
+        """
+        try:
+            self.checkpointer.wait()
+        except CheckpointError as error:
+            if self._retried:
+                raise
+            self._retried = True
+            warnings.warn(f"{error}; step {step} is saved in its place", RuntimeWarning, stacklevel=2)
+        else:
+            self._retried = False
+        rows = [_frozen(row) for row in history.rows()]
+        extra = {
+            "identity": self.identity,
+            "position": list(position),
+            "history": rows,
+            "accumulators": dict(tree.items(metrics)),
+            "callbacks": callbacks,
+            "data_state": data_state,
+            "steps_per_call": self.config.get("steps_per_call"),
+        }
+        latest = {k: v for k, v in rows[-1].items() if isinstance(v, int | float)} if rows else {}
+        self.checkpointer.save(state, step=step, metrics=latest, extra=extra, overwrite=True)
+
+    def failed(self, wait: bool = False) -> bool:
+        """Whether the last save has failed, so that the current step is to be saved in its place."""
+        return self.checkpointer.failed(wait)
+
+    def checkpoints(self) -> list[int]:
+        """The steps that are on disk, once the last save is."""
+        return self.checkpointer.steps()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """An epoch's row, into both files."""
+        for writer in self.writers:
+            writer.write(row)
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            for writer in self.writers:
+                writer.close()
+            self.checkpointer.__exit__(*exception)
+        finally:
+            self._unlock()
+
+
+def _frozen(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the history without arrays, of which a checkpoint would make a leaf each."""
+    return {
+        k: {"values": v.tolist(), "dtype": v.dtype.name} if isinstance(v, np.ndarray) else v
+        for k, v in row.items()
+    }
+
+
+def _thawed(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: np.asarray(v["values"], jnp.dtype(v["dtype"])) if _is_frozen(v) else v for k, v in row.items()}
+
+
+def _is_frozen(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"values", "dtype"}
+
+
+def _differences(saved: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*saved, *now]))
+        return [
+            line
+            for k in keys
+            for line in _differences(saved.get(k), now.get(k), f"{path}.{k}" if path else str(k))
+        ]
+    return [] if saved == now else [f"{path}: saved {saved!r}, now {now!r}"]

@@ -1,0 +1,350 @@
+"""The callback protocol: what `fit` calls, when, and with what."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from .._core.check import did_you_mean, one_of
+from .._core.errors import ConfigError
+from .._core.typing import PyTree
+from ..step.state import TrainState
+from ..step.task import Task
+from .history import History
+
+EVENTS = (
+    "on_fit_begin",
+    "on_epoch_begin",
+    "on_step_end",
+    "on_log",
+    "on_validation_end",
+    "on_epoch_end",
+    "on_fit_end",
+)
+"""The events in their order; a callback is any object with some of these methods."""
+
+
+_KERAS = {"on_train_begin": "on_fit_begin", "on_train_end": "on_fit_end"}
+
+
+class Histogram(NamedTuple):
+    """How numbers are distributed: `counts` `[n]` between `edges` `[n + 1]`; those that are not finite are left out."""
+
+    counts: np.ndarray
+    edges: np.ndarray
+    sum: float
+    sum_of_squares: float
+
+
+@dataclasses.dataclass
+class LoopContext:
+    """What a callback gets: where the run stands. Numbers are on the host; only `state` is on the device.
+
+    A loop written by hand makes one, `LoopContext(task, state)`, and keeps it up to date.
+
+    Attributes:
+      task: the Task.
+      state: the TrainState; the next step consumes it, so copy what you keep. A callback may replace it by one
+        of the same types.
+      epoch: the current epoch, from 1.
+      epochs: epochs in all, or None if the run counts steps.
+      step: batches consumed so far.
+      steps: steps in all, or None if unknown.
+      steps_per_epoch: or None if the data does not say.
+      epoch_step: batches consumed in this epoch.
+      batch_size: rows of a batch.
+      logs: values by name: running means of the epoch at `on_log`, whose `step` says where they were measured,
+        the epoch's row at `on_epoch_end`. Entries added at `on_epoch_end` go into the history.
+      history: the rows of the epochs before.
+      resumed: whether the run goes on from a checkpoint of its own.
+      resumed_step: the step this process started at.
+      run_dir: the run directory, or None.
+      stop_reason: why the run will stop after this event, or None.
+      rollback_reason: why the run goes back to its last good checkpoint after this event, or None.
+      bad_steps: whether a callback has found the run's steps bad, so that the first is worth keeping.
+      save_requested: whether a callback has asked for a checkpoint.
+      data_seconds: how long the loop has waited for batches in all; None where nobody counts.
+      columns: a function that says which numbers an epoch logs; None where that is not known before.
+      last_batch: the last batch and its weights, on the device, and whether they are stacked, one row a step;
+        None unless a callback `wants_batch`, and again once the epoch's end was called.
+      histograms: by name, for the callbacks that come after the one that made them; empty again at the epoch's end.
+    """
+
+    task: Task
+    state: TrainState
+    epoch: int = 1
+    epochs: int | None = None
+    step: int = 0
+    steps: int | None = None
+    steps_per_epoch: int | None = None
+    epoch_step: int = 0
+    batch_size: int = 1
+    logs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: History = dataclasses.field(default_factory=History)
+    resumed: bool = False
+    resumed_step: int = 0
+    run_dir: Any = None
+    stop_reason: str | None = None
+    rollback_reason: str | None = None
+    bad_steps: bool = False
+    save_requested: bool = False
+    data_seconds: float | None = None
+    columns: Callable[[], list[str]] | None = None
+    last_batch: tuple[PyTree, Any, bool] | None = None
+    histograms: dict[str, Histogram] = dataclasses.field(default_factory=dict)
+
+    def stop(self, reason: str) -> None:
+        """End the run after this event, in good order."""
+        self.stop_reason = reason
+
+    def roll_back(self, reason: str) -> None:
+        """Go back to the last good checkpoint after this event, and on with the data behind this step.
+
+        Raises:
+          ConfigError: if there is no run directory that could hold one.
+        """
+        if self.run_dir is None:
+            raise ConfigError("`roll_back` needs a run directory: `fit(..., run_dir=...)`")
+        self.rollback_reason = reason
+
+    def request_save(self) -> None:
+        """Save a checkpoint of the run after this event.
+
+        Raises:
+          ConfigError: if there is no run directory to save it in.
+        """
+        if self.run_dir is None:
+            raise ConfigError("`request_save` needs a run directory: `fit(..., run_dir=...)`")
+        self.save_requested = True
+
+    def best_score(self, monitor: str = "val_loss", mode: str = "min") -> float | None:
+        """The best finite value of a column over the epochs so far, this one's row included; None if none is."""
+        one_of("mode", mode, ("min", "max"))
+        rows = self.history.rows() + ([self.logs] if self.logs.get("epoch") == self.epoch else [])
+        values = [row[monitor] for row in rows if isinstance(row.get(monitor), int | float)]
+        return (min if mode == "min" else max)(filter(math.isfinite, values), default=None)
+
+
+class CallbackList:
+    """Several callbacks as one, called in order; lists nest.
+
+    A callback whose state has to survive a resume has two more methods, `state() -> dict` of numbers, text and
+    arrays, and `restore(state)`, which is called after `on_fit_begin`. At `on_fit_begin` a callback starts
+    anew, so that one instance may serve several runs, one after another. `close()` is called if a run fails.
+
+    Methods in Keras's form do as well: `on_epoch_begin` and `on_epoch_end` whose first parameter is `epoch` get the
+    epoch, counted from 0 as there, and the logs; `on_train_begin` and `on_train_end` get the logs.
+
+    Args:
+      callbacks: objects with methods named as `EVENTS`, each taking the LoopContext; or plain functions of the
+        epoch's logs, called at the end of an epoch, whose returned dict, if any, is merged into them.
+
+    Raises:
+      ConfigError: if one is neither, such as a class instead of its instance; if a method takes other arguments, or
+        has a name that no event has; if it is a callback of Keras's own, which acts on a Keras model.
+
+    Examples:
+      >>> import fntrain as ft, numpy as np
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], b), ft.optimizers.sgd(0.1))
+      >>> state = ft.init_state(task, {"w": np.float32(0)})
+      >>> ctx = ft.callbacks.LoopContext(task, state)
+      >>> callbacks = ft.callbacks.CallbackList([ft.callbacks.EarlyStopping("loss", patience=2)])
+      >>> callbacks.on_fit_begin(ctx)
+      >>> for ctx.epoch, loss in enumerate([0.5, 0.4, 0.6, 0.7, 0.1], 1):
+      ...     ctx.logs = {"epoch": ctx.epoch, "loss": loss}
+      ...     callbacks.on_epoch_end(ctx)
+      ...     if ctx.stop_reason:
+      ...         break
+      >>> ctx.epoch, ctx.stop_reason
+      (4, 'loss has not improved for 2 epochs: the best is 0.4, of epoch 2')
+    """
+
+    def __init__(self, callbacks: Iterable[Any] = ()):
+        self.callbacks: list[Any] = []
+        for callback in callbacks:
+            self.callbacks += callback.callbacks if isinstance(callback, CallbackList) else [callback]
+        # Looked up once: an event that nobody listens to costs nothing in the loop.
+        self._listeners: dict[str, list[Callable[[LoopContext], Any]]] = {event: [] for event in EVENTS}
+        for callback in self.callbacks:
+            if isinstance(callback, type):
+                raise ConfigError(f"`callbacks` must hold instances: write `{callback.__name__}()`")
+            found = _listeners(callback)
+            for event, listener in found:
+                self._listeners[event].append(listener)
+            if not found and callable(callback):
+                self._listeners["on_epoch_end"].append(_on_epoch_logs(callback))
+            elif not found:
+                raise ConfigError(
+                    f"`callbacks` must hold functions of the epoch's logs or objects with some of "
+                    f"{', '.join(EVENTS)}, got {callback!r}"
+                )
+
+        # Whether any of them reads `ctx.last_batch`, which costs the memory of one batch.
+        self.wants_batch = any(getattr(callback, "wants_batch", False) for callback in self.callbacks)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.callbacks)
+
+    def listens(self, event: str) -> bool:
+        """Whether any callback has this event."""
+        return bool(self._listeners[event])
+
+    @property
+    def adds_logs(self) -> bool:
+        """Whether any callback may add to an epoch's logs: all that see them may, but those who say they don't."""
+        late = {"on_validation_end", "on_epoch_end"}
+        return any(
+            getattr(callback, "adds_logs", bool(late & set(events)) or not events)
+            for callback in self.callbacks
+            for events in [_events(callback)]
+        )
+
+    def call(self, event: str, ctx: LoopContext) -> None:
+        """Call everyone who listens to an event; an error gets a note that says whose it is."""
+        for listener in self._listeners[event]:
+            try:
+                listener(ctx)
+            except Exception as error:
+                owner = getattr(listener, "__self__", listener)
+                error.add_note(f"raised by the callback {_name(owner)} in {event}, at step {ctx.step}")
+                raise
+        if (
+            event == "on_epoch_end"
+        ):  # whoever wanted them has had them: a batch is not kept over the next epoch
+            ctx.last_batch, ctx.histograms = None, {}
+
+    def state(self) -> list[dict[str, Any]]:
+        """The state of each callback that has one, with its name."""
+        return [{"callback": _name(c), "state": c.state()} for c in self.callbacks if _has_state(c)]
+
+    def restore(self, saved: list[dict[str, Any]]) -> None:
+        """Give each callback the state it had.
+
+        Raises:
+          ConfigError: if these are other callbacks than those that `saved` is of.
+        """
+        mine = [callback for callback in self.callbacks if _has_state(callback)]
+        names, given = [entry["callback"] for entry in saved], [_name(callback) for callback in mine]
+        if names != given:
+            raise ConfigError(
+                f"`callbacks` with a state must be those the run was saved with: saved "
+                f"{', '.join(names) or 'none'}; now {', '.join(given) or 'none'}. Give the same ones, in that order"
+            )
+        for callback, entry in zip(mine, saved):
+            callback.restore(entry["state"])
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Let go of what callbacks hold (a live display, a file), each of them, after an error.
+
+        A callback that fails in this is noted on the error, so that it does not hide it.
+        """
+        failures: list[Exception] = []
+        for callback in self.callbacks:
+            close = getattr(callback, "close", None)
+            if callable(close):
+                try:
+                    close()
+                except Exception as failure:
+                    failures.append(failure)
+        for failure in failures:
+            if error is None:
+                raise failure
+            error.add_note(f"besides, a callback could not close: {failure!r}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in EVENTS:  # a list is a callback itself
+            return lambda ctx: self.call(name, ctx)
+        raise AttributeError(name)
+
+
+def _events(callback: Any) -> list[str]:
+    return [event for event in EVENTS if callable(getattr(callback, event, None))]
+
+
+def _listeners(callback: Any) -> list[tuple[str, Callable[[LoopContext], Any]]]:
+    """The events that an object listens to, and how each is called."""
+    if any(base.__module__.split(".")[0] == "keras" for base in type(callback).__mro__):
+        raise ConfigError(
+            f"`callbacks`: {type(callback).__name__} is a callback of Keras, and acts on a Keras model; take the one "
+            f"of `fntrain.callbacks`, or write a class with `def on_epoch_end(self, ctx)`"
+        )
+    methods = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]
+    for name in methods:
+        if name not in EVENTS and name not in _KERAS:
+            raise ConfigError(
+                f"`callbacks`: nothing calls `{name}` of {_name(callback)}; the events are {', '.join(EVENTS)}"
+                + did_you_mean(name, EVENTS)
+            )
+    found = [(event, _listener(callback, event)) for event in _events(callback)]
+    return found + [(_KERAS[name], _with_logs(callback, name)) for name in methods if name in _KERAS]
+
+
+def _listener(callback: Any, event: str) -> Callable[[LoopContext], Any]:
+    method = getattr(callback, event)
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # such as a built-in: called as it is
+        return method
+    if next(iter(signature.parameters), None) == "epoch":
+        return _with_epoch(callback, method, signature)
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ConfigError(
+            f"`callbacks`: `{event}` of {_name(callback)} must take one argument, the LoopContext, as in "
+            f"`def {event}(self, ctx)`, got `{event}{signature}`"
+        ) from None
+    return method
+
+
+def _with_epoch(
+    callback: Any, method: Callable, signature: inspect.Signature
+) -> Callable[[LoopContext], None]:
+    takes_logs = len(signature.parameters) > 1
+
+    def listener(ctx: LoopContext) -> None:
+        method(ctx.epoch - 1, *([ctx.logs] if takes_logs else []))
+
+    listener.__qualname__ = _name(callback)
+    return listener
+
+
+def _with_logs(callback: Any, name: str) -> Callable[[LoopContext], None]:
+    def listener(ctx: LoopContext) -> None:
+        getattr(callback, name)(ctx.logs)
+
+    listener.__qualname__ = _name(callback)
+    return listener
+
+
+def _has_state(callback: Any) -> bool:
+    return callable(getattr(callback, "state", None)) and callable(getattr(callback, "restore", None))
+
+
+def _name(callback: Any) -> str:
+    return getattr(callback, "__qualname__", None) or type(callback).__name__
+
+
+def _on_epoch_logs(function: Callable[[dict[str, Any]], Any]) -> Callable[[LoopContext], None]:
+    def on_epoch_end(ctx: LoopContext) -> None:
+        returned = function(ctx.logs)
+        if returned is not None:
+            if not isinstance(returned, dict):
+                raise ConfigError(
+                    f"callback `{getattr(function, '__name__', function)}` must return a dict of logs or None, "
+                    f"got {type(returned).__name__}"
+                )
+            ctx.logs.update(returned)
+
+    on_epoch_end.__qualname__ = _name(function)
+    return on_epoch_end
+
+
+@jax.jit
+def last_of(stacked: PyTree) -> PyTree:
+    """The last of stacked batches."""
+    return jax.tree.map(lambda x: x[-1], stacked)

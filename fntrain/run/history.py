@@ -1,0 +1,96 @@
+"""History: what a run measured, one row an epoch."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .._core.errors import DataError
+
+
+class History(Mapping):
+    """A mapping from column to list, one entry an epoch; epochs are counted from 1.
+
+    Columns: `epoch`, `step`, `loss`, the task's metrics, `val_…` of each, what the transforms recorded. A value
+    that an epoch has not is None.
+
+    Examples:
+      >>> history = History([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
+      >>> history["loss"]
+      [0.5, 0.25]
+    """
+
+    def __init__(self, rows: list[dict[str, Any]] | None = None):
+        self._rows = list(rows or [])
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add an epoch."""
+        self._rows.append(dict(row))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict an epoch."""
+        return [dict(row) for row in self._rows]
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame, one row an epoch (pandas is not a dependency of ours)."""
+        import pandas
+
+        return pandas.DataFrame(self._rows)
+
+    def __getitem__(self, column: str) -> list[Any]:
+        if column not in self._columns():
+            raise KeyError(f"no column {column!r}; there are {list(self._columns())}")
+        return [row.get(column) for row in self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns())
+
+    def __len__(self) -> int:
+        return len(self._columns())
+
+    def _columns(self) -> dict[str, None]:
+        return {column: None for row in self._rows for column in row}
+
+    def __repr__(self) -> str:
+        return f"History({len(self._rows)} epochs, columns {list(self._columns())})"
+
+
+def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Computed metrics as Python numbers: scalars as floats, arrays as NumPy arrays.
+
+    A value with a bound (`roc_auc`) becomes two entries, `name` and `name_bound`; a dict one a key.
+
+    Raises:
+      DataError: if an exact metric was given more than it keeps, which compiled code can only say by its bound.
+    """
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        name = prefix + name
+        fields = getattr(value, "_fields", None)
+        if fields is not None:
+            if fields == ("value", "bound") and np.any(np.isnan(value[0]) & np.isinf(value[1])):
+                raise DataError(
+                    f"metric `{name}` was given more rows than its `capacity`, so its value would not be exact; raise "
+                    f"`capacity`, or leave out `exact=True` for a value with a bound"
+                )
+            out.update({name if f == "value" else f"{name}_{f}": _number(v) for f, v in zip(fields, value)})
+        elif isinstance(value, Mapping):
+            out.update(plain(value, f"{name}/"))
+        else:
+            out[name] = _number(value)
+    return out
+
+
+def plain_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`plain`, of values that share a leading axis: one dict a row."""
+    columns = plain(values)
+    return [
+        dict(zip(columns, row)) for row in zip(*(x.tolist() if x.ndim == 1 else x for x in columns.values()))
+    ]
+
+
+def _number(x: Any) -> Any:
+    x = np.asarray(x)
+    if x.ndim:
+        return x
+    return float(x)

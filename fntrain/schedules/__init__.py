@@ -1,0 +1,28 @@
+"""Schedules: functions from the count of optimizer updates to a float32 value.
+
+Every schedule subtracts, clips and divides the count as an integer, and makes a float of the result alone. So
+values are exact where two pieces meet, and do not degrade past the 2^24 updates that float32 can count. The
+first update is 0; a negative count is taken as 0.
+
+Values of the plain schedules are >= 0, like every rate, decay, momentum and norm; `scale` can turn the sign.
+Wherever a schedule is taken as an argument, a number or any function of the step will do.
+"""
+
+from .combine import (
+    cooldown as cooldown,
+    in_epochs as in_epochs,
+    join as join,
+    scale as scale,
+    warmup as warmup,
+)
+from .cycles import one_cycle as one_cycle, sgdr as sgdr
+from .decays import (
+    cosine as cosine,
+    exponential as exponential,
+    linear as linear,
+    piecewise as piecewise,
+    polynomial as polynomial,
+    rsqrt as rsqrt,
+    step_decay as step_decay,
+)
+from .types import Schedule as Schedule, constant as constant, schedule as schedule

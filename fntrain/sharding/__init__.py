@@ -1,0 +1,20 @@
+"""Meshes, which axis of them each array is split over, and processes that act as one. The engine is JAX's own."""
+
+from .mesh import data_axis as data_axis, mesh as mesh
+from .place import (
+    pad_batch as pad_batch,
+    put_rows as put_rows,
+    replicate as replicate,
+    shard_batch as shard_batch,
+)
+from .plan import Plan as Plan, plan as plan
+from .processes import (
+    combined as combined,
+    initialize as initialize,
+    largest as largest,
+    meet as meet,
+    put as put,
+    to_host as to_host,
+)
+from .report import report as report
+from .rules import Rules as Rules, fsdp as fsdp, specs as specs, state_shardings as state_shardings

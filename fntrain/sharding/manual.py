@@ -1,0 +1,93 @@
+"""Inside `shard_map`: which mapped axes a value varies over, and making it so; and entering one.
+
+There, differentiating with respect to a value that does not vary sums the gradient over the axis, and a scan's
+carry must vary from the start over whatever its result will. Outside, everything here is the identity.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .._core.check import is_concrete
+from .._core.errors import ConfigError
+from .._core.typing import PyTree
+
+
+def axes(tree: PyTree) -> frozenset:
+    """The mapped axes that any leaf (array or shape) varies over."""
+    found: frozenset = frozenset()
+    for x in jax.tree.leaves(tree):
+        found |= _varying(x)
+    return found
+
+
+def _varying(x: Any) -> frozenset:
+    kind = getattr(x, "manual_axis_type", None)
+    if kind is None and not isinstance(x, jax.ShapeDtypeStruct):
+        kind = getattr(jax.typeof(x), "manual_axis_type", None)
+    return frozenset(getattr(kind, "varying", ()))
+
+
+def vary(tree: PyTree, over: frozenset) -> PyTree:
+    """The same values, as ones that vary over these axes too."""
+
+    def one(x: Any) -> Any:
+        missing = tuple(sorted(over - _varying(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(one, tree) if over else tree
+
+
+def scan(body: Callable[[Any, Any], tuple[Any, Any]], start: Any, xs: Any) -> tuple[Any, Any]:
+    """`lax.scan` whose carry may vary over more axes than it starts with."""
+    if not axes((start, xs)):
+        return jax.lax.scan(body, start, xs)
+    first = jax.tree.map(lambda x: x[0], xs)
+    for _ in range(3):  # each round lets variation flow once around the body
+        after = jax.eval_shape(lambda c, x: body(c, x)[0], start, first)
+        start = jax.tree.map(lambda c, a: vary(c, _varying(a)), start, after)
+    kinds = jax.tree.map(lambda c: _varying(c), start)
+
+    def same_kind(carry: Any, x: Any) -> tuple[Any, Any]:
+        carry, y = body(carry, x)
+        return jax.tree.map(vary, carry, kinds), y
+
+    return jax.lax.scan(same_kind, start, xs)
+
+
+def is_mapped(names: tuple[str, ...]) -> bool:
+    """Whether this is inside a `shard_map`, `vmap` or `pmap` over these axes."""
+    try:
+        jax.lax.axis_size(names)
+    except NameError:
+        return False
+    return True
+
+
+def mesh_context(names: Any, x: jax.Array) -> AbstractContextManager:
+    """The mesh that an array is on, put in context for the axes of it that a task names; nothing while tracing."""
+    if names is None or not is_concrete(x) or not isinstance(x.sharding, NamedSharding):
+        return _NOTHING
+    mesh = x.sharding.mesh
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else _NOTHING
+
+
+_NOTHING = nullcontext()
+
+
+def over_rows(f: Callable[[Any, Any], Any], names: tuple[str, ...], shared: PyTree, rows: PyTree) -> Any:
+    """`f(shared, rows)` in a `shard_map` over axes of the mesh in context; the rows are split, the result is not."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(names) <= set(mesh.axis_names):
+        raise ConfigError(
+            f"`axis_name` {names} is no mapped axis here, nor one of a mesh that the state is on: call the step inside "
+            f"`shard_map`, with a state made by `init_state(..., mesh=...)`, or, in a `jit` of your own, under "
+            f"`jax.set_mesh(mesh)` (axes in context: {mesh.axis_names or 'none'})"
+        )
+    split = jax.tree.map(lambda x: PartitionSpec(names) if np.ndim(x) else PartitionSpec(), rows)
+    whole = PartitionSpec()
+    return jax.shard_map(f, in_specs=(whole, split), out_specs=whole, axis_names=set(names))(shared, rows)

@@ -1,0 +1,120 @@
+"""Rules: which axis of a mesh each array is split over."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from .. import tree
+from .._core.errors import ConfigError
+from .._core.typing import PyTree
+
+Rules: TypeAlias = Sequence[tuple[str, PartitionSpec]] | Callable[[str, Any, Mesh], PartitionSpec]
+
+
+"""`[(regex, PartitionSpec), …]`, first match wins, or a function of path, array and mesh."""
+
+
+def fsdp(axis: str = "data", min_size: int = 2**18) -> Callable[[str, Any, Mesh], PartitionSpec]:
+    """Rules that split every leaf of at least `min_size` elements along its largest divisible axis.
+
+    Args:
+      axis: the mesh axis to split over.
+      min_size: smaller leaves, in elements, are replicated.
+    """
+
+    def rule(path: str, x: Any, mesh: Mesh) -> PartitionSpec:
+        del path
+        if axis not in mesh.axis_names:
+            raise ConfigError(f"`axis` {axis!r} is not in the mesh, which has {mesh.axis_names}")
+        n = mesh.shape[axis]
+        fit = [i for i, size in enumerate(x.shape) if size % n == 0]
+        if int(np.prod(x.shape)) < min_size or not fit:
+            return PartitionSpec()
+        split = max(fit, key=lambda i: x.shape[i])
+        return PartitionSpec(*(axis if i == split else None for i in range(split + 1)))
+
+    return rule
+
+
+def specs(params: PyTree, mesh: Mesh, rules: Rules | None) -> PyTree:
+    """The PartitionSpec of every leaf; None as rules replicates all.
+
+    Raises:
+      ConfigError: if a leaf is covered by no rule, a rule matches no leaf, or a spec does not fit its leaf.
+    """
+    if rules is None:
+        rules = [(".*", PartitionSpec())]
+    if not callable(rules):
+        rules = _from_patterns(rules, tree.paths(params))
+    rule = rules
+
+    def spec(path: str, x: Any) -> PartitionSpec:
+        found = rule(path, x, mesh)
+        _check_spec(path, x, found, mesh)
+        return found
+
+    return tree.map_with_path(spec, params)
+
+
+def _from_patterns(
+    rules: Sequence[tuple[str, PartitionSpec]], names: list[str]
+) -> Callable[..., PartitionSpec]:
+    pairs = [(tree.compiled(pattern, "rules"), spec) for pattern, spec in rules]
+    for pattern, _ in pairs:
+        # The usual last rule, for whatever is left, may find nothing left.
+        if pattern.pattern != ".*" and not any(pattern.search(name) for name in names):
+            raise tree.unmatched(pattern.pattern, names, "rules")
+
+    def rule(path: str, x: Any, mesh: Mesh) -> PartitionSpec:
+        del x, mesh
+        for pattern, spec in pairs:
+            if pattern.search(path):
+                return spec
+        raise ConfigError(f'`rules` cover no leaf `{path}`; end them with (".*", PartitionSpec())')
+
+    return rule
+
+
+def _check_spec(path: str, x: Any, spec: Any, mesh: Mesh) -> None:
+    if not isinstance(spec, PartitionSpec):
+        raise ConfigError(f"`rules` must give a PartitionSpec for `{path}`, got {spec!r}")
+    if len(spec) > len(x.shape):
+        raise ConfigError(f"`rules` give {spec} for `{path}`, which has only {len(x.shape)} axes")
+    for size, entry in zip(x.shape, spec):
+        for name in (entry,) if isinstance(entry, str) else entry or ():
+            if name not in mesh.axis_names:
+                raise ConfigError(
+                    f"`rules` give {spec} for `{path}`; the mesh has no axis {name!r}, only {mesh.axis_names}"
+                )
+        n = int(np.prod([mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry or ())]))
+        if size % n:
+            raise ConfigError(
+                f"`rules` give {spec} for `{path}` of shape {list(x.shape)}: {size} does not divide by {n}"
+            )
+
+
+def state_shardings(
+    state: PyTree, params_of: Callable[[PyTree], PyTree], mesh: Mesh, rules: Rules | None
+) -> PyTree:
+    """A sharding for every leaf of a train state.
+
+    Parameters follow the rules. A leaf elsewhere whose path ends with a parameter's path and which has its shape
+    (a moment, an accumulator) is split like it; all others are replicated.
+    """
+    params = params_of(state)
+    by_path = dict(
+        zip(tree.paths(params), zip(jax.tree.leaves(params), jax.tree.leaves(specs(params, mesh, rules))))
+    )
+
+    def one(path: str, x: Any) -> NamedSharding:
+        parts = path.split("/")
+        for i in range(len(parts)):
+            like = by_path.get("/".join(parts[i:]))
+            if like is not None and like[0].shape == x.shape:
+                return NamedSharding(mesh, like[1])
+        return NamedSharding(mesh, PartitionSpec())
+
+    return tree.map_with_path(one, state)

@@ -1,0 +1,216 @@
+"""Learning curves: a panel a metric, training and validation together."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..._core import check
+from ..._core.errors import DataError
+from ..text import best_index, better, number_text, reading_order
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+from .style import QUIET, TRAIN, VALIDATION, new_figure, saved, styled
+
+_SLIM = ("learning_rate", "grad_norm")  # drawn below the metrics, at half their height
+
+
+_BOOKKEEPING = re.compile(
+    r"^(epochs?|steps?|updates|examples|skipped|clip_factor|loss_scale|grad_norm_max)$"
+    r"|second|memory|bytes|(^|_)time(_|$)"
+)
+
+
+def learning_curves(
+    history: Mapping[str, Sequence],
+    *,
+    metrics: Iterable[str] | None = None,
+    title: str | None = None,
+    path: str | PathLike | None = None,
+) -> "Figure":
+    """Draw what a run measured at each epoch, training and validation together.
+
+    One panel a metric, with the last values written at the curves' ends and a ring at the best epoch (of the
+    validation where there is one); below, slimmer, the learning rate and the gradient norm. An entry that is
+    None, NaN or infinite is a gap. A loss that falls far is drawn on a logarithmic axis.
+
+    Args:
+      history: column -> one value an epoch, as `fit` returns it. `val_x` belongs to `x`; a column `epoch`
+        numbers the epochs, which else count from 1. Columns that hold no numbers are left out.
+      metrics: the columns to draw, without `val_`; None draws all but those that only keep the books (counts,
+        times).
+      title: a line above the picture.
+      path: where to save it, as PNG or any format whose suffix Matplotlib knows.
+
+    Returns:
+      A Matplotlib figure.
+
+    Raises:
+      ConfigError: if Matplotlib is missing, or `metrics` names what `history` doesn't have.
+      DataError: if there is nothing to draw, or the columns differ in length.
+
+    Examples:
+      >>> figure = learning_curves({"loss": [0.9, 0.5, 0.4], "val_loss": [0.8, 0.6, 0.7]})
+      >>> [axes.get_title(loc="left") for axes in figure.axes]
+      ['loss']
+    """
+    columns = _columns(history)
+    length = len(next(iter(columns.values())))
+    epochs = columns.pop("epoch", np.full(length, np.nan))
+    if not np.isfinite(epochs).all():
+        epochs = np.arange(1.0, length + 1)
+    names = _panels(columns, metrics)
+    tall = [name for name in names if name not in _SLIM]
+    slim = [name for name in _SLIM if name in names]
+    across = 1 if len(tall) <= 3 else 2
+    cells = [*tall, *[None] * (-len(tall) % across), *slim]
+    heights = [2.3 if i < len(tall) else 1.15 for i in range(0, len(cells), across)]
+    with styled():
+        from matplotlib.ticker import MaxNLocator
+
+        figure = new_figure(8 if across == 1 else 13, sum(heights) + 0.4 + 0.3 * (title is not None))
+        if title is not None:
+            figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
+        grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
+        bottom: dict[int, Axes] = {}
+        labels: list[list] = []
+        for i, name in enumerate(cells):
+            if name is not None:
+                axes = figure.add_subplot(grid[i // across, i % across], sharex=bottom.get(0))
+                axes.tick_params(labelbottom=False)
+                bottom[i % across] = axes
+                labels.append(_panel(axes, epochs, columns, name))
+        for axes in bottom.values():
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("epoch")
+        pad = 0.5 if length == 1 else 0.015 * (epochs[-1] - epochs[0])
+        figure.axes[0].set_xlim(epochs[0] - pad, epochs[-1] + pad)
+        figure.axes[0].xaxis.set_major_locator(
+            MaxNLocator(10, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+        )
+        figure.draw_without_rendering()  # only now is it known where the labels stand
+        for pair in labels:
+            _separate(pair)
+        return saved(figure, path)
+
+
+def _columns(history: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
+    """Turn the columns of numbers into float arrays, with NaN for what is missing or infinite."""
+    columns: dict[str, np.ndarray] = {}
+    for name in history:
+        try:
+            values = np.array([np.nan if v is None else v for v in history[name]], np.float64)
+        except (TypeError, ValueError):  # a table an epoch, or text
+            continue
+        if values.ndim == 1:
+            columns[name] = np.where(np.isfinite(values), values, np.nan)
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"the columns of `history` must have one entry an epoch each, got the lengths {lengths}"
+        )
+    if not any(lengths.values()):
+        raise DataError("`history` must hold numbers of at least one epoch, got none")
+    return columns
+
+
+def _panels(columns: Mapping[str, np.ndarray], metrics: Iterable[str] | None) -> list[str]:
+    """List the names to draw, a metric and its validation being one."""
+    there = sorted(dict.fromkeys(name.removeprefix("val_") for name in columns), key=reading_order)
+    if metrics is None:
+        measured = [name for name in columns if np.isfinite(columns[name]).any()]
+        names = [n for n in there if not _BOOKKEEPING.search(n) and {n, "val_" + n} & {*measured}]
+    else:
+        names = [n.removeprefix("val_") for n in ([metrics] if isinstance(metrics, str) else metrics)]
+        for name in names:
+            check.one_of("metrics", name, there)
+    if not names:
+        raise DataError(f"there is no metric to draw; `history` has {', '.join(columns) or 'only epochs'}")
+    return list(dict.fromkeys(names))
+
+
+def _panel(axes: "Axes", epochs: np.ndarray, columns: Mapping[str, np.ndarray], name: str) -> list:
+    """Draw one panel and return the labels at the curves' ends."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    series = [("train", TRAIN, name), ("validation", VALIDATION, "val_" + name)]
+    if name in _SLIM:
+        series = [("", QUIET, name)]
+    series = [s for s in series if s[2] in columns and np.isfinite(columns[s[2]]).any()]
+    shown = name.replace("_", " ")
+    shown = shown if len(shown) <= 28 else "…" + shown[-27:]  # the other half of the line is the best value's
+    axes.set_title(shown, loc="left")
+    axes.margins(y=0.1)
+    if not series:
+        return []
+    together = np.concatenate([columns[column] for _, _, column in series])
+    low, high = np.nanmin(together), np.nanmax(together)
+    if low > 0 and high / low > 40 and (better(name) is min or name == "grad_norm"):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 400 else (1.0,)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if name in _SLIM else 6))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+    labels = []
+    for label, color, column in series:
+        values = columns[column]
+        finite = np.isfinite(values)
+        alone = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]  # no line would show these
+        marked = finite if len(values) <= 40 and name not in _SLIM else alone
+        axes.plot(
+            epochs,
+            values,
+            color=color,
+            marker="o",
+            markersize=3.2,
+            linewidth=1.8 if len(values) <= 200 else 1.1,
+            markevery=np.flatnonzero(marked).tolist(),
+        )
+        last = values[finite][-1]
+        labels.append(
+            axes.annotate(
+                f"{label} {number_text(last)}".strip(),
+                (1, last),
+                (7, 0),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                va="center",
+                color=color,
+                fontsize=9.5,
+            )
+        )
+    _, color, column = series[-1]
+    best = best_index(column, columns[column].tolist())
+    if best is not None and len(epochs) > 1:
+        x, y = epochs[best], columns[column][best]
+        axes.axvline(x, color=color, linewidth=0.9, linestyle=(0, (1, 3)), zorder=1)
+        axes.plot(
+            x, y, "o", markersize=7.5, markerfacecolor="white", markeredgecolor=color, markeredgewidth=1.6
+        )
+        axes.set_title(
+            f"best {number_text(y)} at epoch {x:.0f}",
+            loc="right",
+            color=color,
+            fontsize=9.5,
+            fontweight="normal",
+        )
+    return labels
+
+
+def _separate(labels: list, gap: float = 13.0) -> None:
+    """Move two labels apart that would stand in each other's way; `gap` in points."""
+    if len(labels) < 2:
+        return
+    axes = labels[0].axes
+    points = [axes.transData.transform((0, label.xy[1]))[1] * 72 / axes.figure.dpi for label in labels]
+    upper, lower = sorted(range(2), key=lambda i: -points[i])
+    short = gap - (points[upper] - points[lower])
+    if short > 0:
+        labels[upper].xyann = (7, short / 2)
+        labels[lower].xyann = (7, -short / 2)

@@ -1,0 +1,106 @@
+"""Numbers, durations and columns as people read them."""
+
+import math
+import numbers
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+_LOWER = {"loss", "error", "mse", "rmse", "mae", "huber", "nll", "entropy", "perplexity"}
+
+
+_HIGHER = {"accuracy", "precision", "recall", "f1", "auc", "r2", "iou", "score"}
+
+
+def better(name: str) -> Callable | None:
+    """Say which is better for a column of that name, `min` or `max`; None where the name doesn't tell.
+
+    Examples:
+      >>> better("val_loss"), better("top_5_accuracy"), better("learning_rate")
+      (<built-in function min>, <built-in function max>, None)
+    """
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    if words & {"scale", "bound"}:  # loss_scale, roc_auc_bound: not scores themselves
+        return None
+    return min if words & _LOWER else max if words & _HIGHER else None
+
+
+def reading_order(name: str) -> tuple:
+    """Sort columns as they are read: the loss, the scores, then those of the validation, rates and norms last.
+
+    Examples:
+      >>> sorted(["accuracy", "grad_norm", "learning_rate", "loss", "val_accuracy", "val_loss"], key=reading_order)
+      ['loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate', 'grad_norm']
+    """
+    last = better(name) is None
+    return (
+        last,
+        last and name != "learning_rate",
+        name.startswith("val_"),
+        name.removeprefix("val_") != "loss",
+    )
+
+
+def best_index(name: str, values: list) -> int | None:
+    """Find the best finite value of a column (the first of equals); None if there is none."""
+    pick = better(name)
+    finite = [i for i, v in enumerate(values) if is_number(v) and math.isfinite(v)]
+    return pick(finite, key=lambda i: values[i]) if pick and finite else None
+
+
+def is_number(x: Any) -> bool:
+    """Tell a real number on the host from an array, a table or None."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def number_text(x: Any) -> str:
+    """Write a number with four significant digits, in eight characters where that is possible.
+
+    Examples:
+      >>> [number_text(x) for x in (0.95, 0.098765, 0.001, 0.00035, 1234.5, 40000.0, 7, float("nan"), None)]
+      ['0.9500', '0.09877', '0.001', '3.5e-4', '1234', '40000', '7', 'nan', '-']
+    """
+    if not is_number(x):
+        return "-"
+    size = abs(x)
+    if isinstance(x, numbers.Integral) or not math.isfinite(x) or (x == int(x) and size != 1 and size < 1e7):
+        return f"{x:.0f}"  # a count; an accuracy of one is written 1.000
+    if 1e-3 <= size < 9999.5:
+        text = f"{x:#.4g}".rstrip(".")  # with its zeros: 0.9500 stands under 0.9612
+        return text.rstrip("0") if size < 0.0999 and text.endswith("00") else text  # but not 0.001000
+    if 1 < size < 1e7:
+        return f"{x:.0f}"
+    mantissa, exponent = f"{x:.3e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def duration_text(seconds: float) -> str:
+    """Write seconds as `0:07`, `12:34`, `1:02:03` or `2 d 03:04:05`.
+
+    Examples:
+      >>> [duration_text(s) for s in (7.4, 754, 3723, 2 * 86400 + 11045)]
+      ['0:07', '12:34', '1:02:03', '2 d 03:04:05']
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h:02}:{m:02}:{s:02}"
+    return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
+
+
+def bytes_text(n: float) -> str:
+    """Write a number of bytes: `8.1 kB`.
+
+    Examples:
+      >>> [bytes_text(n) for n in (12, 8100, 3.2e9)]
+      ['12 B', '8.1 kB', '3.2 GB']
+    """
+    if n < 1000:
+        return f"{n:.0f} B"
+    power = min(int(math.log10(n)) // 3, 4)
+    return f"{n / 1000**power:.1f} {'_kMGT'[power]}B"

@@ -1,0 +1,210 @@
+"""TrainState: everything a run is at one step, as one pytree of arrays."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from .. import precision, tree
+from .._core.check import is_concrete
+from .._core.errors import ConfigError, ConsumedStateError
+from .._core.typing import Params, PyTree
+from ..sharding import rules as sharding
+from ..transforms.types import call_init
+from .task import Task, fold_in_name
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a run is at one step. Arrays only.
+
+    Attributes:
+      step: batches consumed, int32, shape (). The stream of random keys follows it.
+      updates: optimizer updates applied, int32, shape (). Schedules follow it.
+      params: the parameters: floating-point leaves are trained, others carried.
+      opt_state: the transform's state.
+      model_state: mutable collections of the model (batch statistics, say), or None.
+      key: the run's root PRNG key; it never changes.
+    """
+
+    step: jax.Array
+    updates: jax.Array
+    params: Params
+    opt_state: PyTree
+    model_state: PyTree
+    key: jax.Array
+
+    def replace(self, **changes: Any) -> "TrainState":
+        """The same state with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def init_state(
+    task: Task,
+    params: Params | Callable[[jax.Array], Params],
+    *,
+    key: int | jax.Array = 0,
+    model_state: PyTree = None,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules | None = None,
+) -> TrainState:
+    """The state a run starts from.
+
+    Args:
+      task: the Task.
+      params: a tree of arrays (NumPy's too), which are copied, so that they stay usable and no two leaves of
+        the state share a buffer; or a function `key -> params` or `key -> (params, model_state)`.
+      key: a seed, or a typed PRNG key: the root of all randomness of the run.
+      model_state: mutable collections of the model; not with a function that returns its own.
+      mesh: a device mesh to place the state on. The state is made under jit with the shardings of `rules`, so
+        that no device ever holds a split leaf whole (where `params` is a function).
+      rules: `[(regex, PartitionSpec), …]` over parameter paths, or a rule function (`sharding.fsdp()`); None
+        replicates. Optimizer state is split like the parameter it belongs to.
+
+    Returns:
+      A TrainState of arrays whose types `train_step` keeps.
+
+    Raises:
+      ConfigError: if there is nothing to train, a leaf is no array, or the rules do not fit.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b["x"] * p["w"], b["y"]), ft.optimizers.sgd(0.1))
+      >>> state = ft.init_state(task, {"w": jnp.zeros(())}, key=0)
+      >>> int(state.step), int(state.updates)
+      (0, 0)
+    """
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"`task` must be a Task, got {type(task).__name__}; call `init_state(task, params)`"
+        )
+    if rules is not None and mesh is None:
+        raise ConfigError(
+            "`rules` need a `mesh`: `init_state(task, params, mesh=fntrain.sharding.mesh(data=-1))`"
+        )
+    root = root_key(key)
+    if callable(params) and model_state is not None:
+        raise ConfigError(
+            "`model_state` must come from the `params` function: return `(params, model_state)`"
+        )
+    if not callable(params):
+        _check_leaves(params, "params")
+        # Integer scalars of Python and NumPy arrays become arrays with a fixed type here, once.
+        params = jax.tree.map(_as_array, params)
+    _check_leaves(model_state, "model_state")
+    model_state = jax.tree.map(_as_array, model_state)
+
+    function, given = (params, None) if callable(params) else (None, params)
+    if mesh is None and function is None:
+        return _made(task, None, root, given, model_state)
+    build = functools.partial(_build, task, function)
+    if mesh is None:  # traced anew each time: a notebook may have changed a global that the function reads
+        return jax.jit(build)(root, given, model_state)
+    shapes = jax.eval_shape(build, root, given, model_state)
+    shardings = sharding.state_shardings(shapes, lambda s: s.params, mesh, rules)
+    return jax.jit(build, out_shardings=shardings)(root, given, model_state)
+
+
+def _build(
+    task: Task, function: Callable | None, root: jax.Array, given: Any, model_state: Any
+) -> TrainState:
+    made = given
+    if function is not None:
+        made = function(fold_in_name(root, "init"))
+        if type(made) is tuple and len(made) == 2:
+            made, model_state = made
+        made, model_state = jax.tree.map(_as_array, (made, model_state))
+    made = precision.cast(made, task.policy.params)  # type: ignore[union-attr]
+    trained, _ = _check_trained(made)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        updates=jnp.zeros((), jnp.int32),
+        params=made,
+        opt_state=call_init(task.tx, trained),
+        model_state=model_state,
+        key=root,
+    )
+    # Copies, not forwarded inputs, and no weak types: what goes in must come out of every step alike.
+    return jax.tree.map(_own, state)
+
+
+# Compiled once for a task and a form of parameters: a sweep makes many states.
+_made = jax.jit(_build, static_argnums=(0, 1))
+
+
+def _as_array(x: Any) -> Any:
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def _own(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return jax.random.wrap_key_data(jnp.copy(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    return jax.lax.convert_element_type(jnp.copy(x), x.dtype)
+
+
+def root_key(key: Any) -> jax.Array:
+    """A typed PRNG key from a seed, a typed key, or a raw one (uint32[2])."""
+    if isinstance(key, bool) or not isinstance(key, int | np.integer | jax.Array | np.ndarray):
+        raise ConfigError(f"`key` must be an integer seed or a PRNG key, got {key!r}")
+    if isinstance(key, int | np.integer):
+        return jax.random.key(int(key))
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape != ():
+            raise ConfigError(f"`key` must be one PRNG key, got {list(key.shape)} of them")
+        return key  # type: ignore[return-value]
+    if key.dtype == jnp.uint32 and key.shape == (2,):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if jnp.issubdtype(key.dtype, jnp.integer) and key.shape == ():
+        return jax.random.key(key)
+    raise ConfigError(f"`key` must be an integer seed or a PRNG key, got {key.dtype.name}{list(key.shape)}")
+
+
+def _check_leaves(value: PyTree, name: str) -> None:
+    for path, x in tree.items(value):
+        where = f"`{name}` leaf `{path}`" if path else f"`{name}`"
+        if callable(x) and not hasattr(x, "dtype"):
+            raise ConfigError(
+                f"{where} is a function, not an array: keep functions out of the state; "
+                f"for a model object, take its arrays apart first"
+            )
+        if isinstance(x, str) or not (hasattr(x, "dtype") or isinstance(x, bool | int | float)):
+            raise ConfigError(f"{where} must be an array, got {type(x).__name__}")
+        if getattr(x, "dtype", None) == np.dtype(object):
+            raise ConfigError(f"{where} is a NumPy array of objects; give it a numeric dtype")
+
+
+def _check_trained(params: Params) -> tuple[PyTree, PyTree]:
+    for path, x in tree.items(params):
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise ConfigError(
+                f"`params` leaf `{path}` is complex, which has no agreed gradient; "
+                f"keep its real and imaginary parts as two leaves"
+            )
+    trained, carried = tree.split(params)
+    if not jax.tree.leaves(trained):
+        raise ConfigError(
+            f"`params` must hold at least one floating-point array, got {tree.describe(params)}"
+        )
+    return trained, carried
+
+
+def check_state(state: Any, verb: str) -> None:
+    """Refuse what is no TrainState, and one that a step has consumed, naming the step."""
+    if not isinstance(state, TrainState):
+        raise ConfigError(
+            f"`state` must be a TrainState, got {type(state).__name__}; make one with `init_state(task, params)` "
+            f"and call `{verb}(task, state, batch)`"
+        )
+    if isinstance(state.updates, jax.Array) and is_concrete(state.updates) and state.updates.is_deleted():
+        # `step` is never donated, so a spent state can still say which one it was.
+        raise ConsumedStateError(
+            f"this TrainState was consumed by a train step at step {int(state.step)}: its buffers were donated to "
+            f"the state that step returned. Use that one, `state, metrics = train_step(task, state, batch)`; "
+            f"to keep a state, copy it first: `jax.tree.map(jnp.copy, state)`"
+        )

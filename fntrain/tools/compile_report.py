@@ -1,0 +1,124 @@
+"""compile_report: what a step needs, read from the compiled program before any step is paid for."""
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .. import sharding
+from .._core.typing import Batch
+from ..sharding.place import mesh_of
+from ..step import step as engine
+from ..step.state import TrainState, check_state
+from ..step.task import Task
+from .programs import Collective, collectives, products
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileReport:
+    """What the compiled train step needs; `print` it for a table. All but `flops` is for one device.
+
+    Attributes:
+      flops: floating-point operations of matrix products and convolutions, on all devices together; in loops as
+        often as they run, where that is known.
+      bytes_accessed: bytes read and written as XLA counts them, which takes a loop's body once.
+      argument_bytes: of state and batch.
+      output_bytes: of what is returned and is not in a donated argument's place.
+      temporary_bytes: what the step needs besides.
+      peak_bytes: of the three together, which XLA sets aside for the step.
+      collectives: by kind (`"all-reduce"`, `"all-gather"`, …).
+    """
+
+    flops: int
+    bytes_accessed: int
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    collectives: Mapping[str, Collective]
+
+    def __str__(self) -> str:
+        """A table, a line for each number."""
+        lines = [f"{'matrix products':<18}{self.flops:>19,} FLOP, all devices"]
+        for name in (
+            "bytes_accessed",
+            "argument_bytes",
+            "output_bytes",
+            "temporary_bytes",
+            "peak_bytes",
+        ):
+            lines.append(f"{name.replace('_', ' '):<18}{getattr(self, name):>19,} B a device")
+        for kind, (count, n) in self.collectives.items():
+            lines.append(f"{kind:<18}{n:>19,} B a device, in {count}")
+        return "\n".join(lines if self.collectives else [*lines, "no collectives"])
+
+
+def compile_report(task: Task, state: TrainState, batch: Batch, weight: Any = None) -> CompileReport:
+    """What `train_step` needs on this batch, read from the compiled program; no step is run.
+
+    Args:
+      task: the Task.
+      state: a TrainState; it stays usable. `jax.eval_shape` of one will do.
+      batch: a batch or its shapes; on a mesh, one that is not placed yet is taken as split by `shard_batch`.
+      weight: a weight per example or its shape, or None.
+
+    Returns:
+      A CompileReport, for `print`.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b @ p["w"], b), ft.optimizers.sgd(0.1))
+      >>> state = ft.init_state(task, {"w": jnp.zeros((32, 32))})
+      >>> report = ft.tools.compile_report(task, state, jnp.ones((8, 32)))
+      >>> report.flops == 2 * (2 * 8 * 32 * 32), report.collectives  # forward, and the weights' gradient
+      (True, {})
+    """
+    engine.check_task(task)
+    check_state(state, "compile_report")
+
+    def step(state: TrainState, batch: Batch, weight: Any) -> Any:
+        return engine.train_step(task, state, batch, weight)
+
+    arguments = jax.tree.map(_abstract, state), *_placed(state, batch, weight)
+    mesh: Any = getattr(arguments[0].step.sharding, "mesh", None)
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        traced = jax.jit(step, donate_argnums=0).trace(*arguments)
+        program = traced.lower().compile()
+    memory: Any = program.memory_analysis()
+    output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    cost: Any = program.cost_analysis() or {}
+    return CompileReport(
+        flops=products(traced.jaxpr.jaxpr),
+        bytes_accessed=int(cost.get("bytes accessed", 0)),
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=output,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.argument_size_in_bytes + output + memory.temp_size_in_bytes,
+        collectives=collectives(program.as_text() or ""),
+    )
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    where = x.sharding if getattr(x, "committed", True) else None
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=getattr(x, "weak_type", False))
+
+
+def _placed(state: TrainState, batch: Batch, weight: Any) -> Any:
+    mesh = mesh_of(jax.tree.map(_abstract, state))
+
+    def one(x: Any) -> jax.ShapeDtypeStruct:
+        if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+            x = jax.eval_shape(jnp.asarray, x)
+        where = x.sharding if getattr(x, "committed", True) else None
+        if mesh is None or isinstance(where, NamedSharding):
+            return _abstract(x)
+        axis = sharding.data_axis(mesh)
+        rows = [-(-x.shape[0] // mesh.shape[axis]) * mesh.shape[axis]] if x.shape else []
+        spec = PartitionSpec(axis) if x.shape else PartitionSpec()
+        return jax.ShapeDtypeStruct((*rows, *x.shape[1:]), x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, (batch, weight))

@@ -1,0 +1,315 @@
+"""Transforms that look beyond the present parameters: averages over the past, a slow copy, a look uphill."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import tree
+from .._core import check
+from .._core.errors import ConfigError
+from .._core.typing import Params, PyTree, ScheduleLike
+from .scheduled import counted_init, counted_update, scheduled
+from .types import (
+    Transform,
+    at_step,
+    call_apply,
+    call_init,
+    call_update,
+    checked,
+    has_updated,
+    holds_gradients,
+    increment,
+    like,
+    transform,
+)
+
+
+class EmaState(NamedTuple):
+    """The running average of the parameters."""
+
+    count: jax.Array  # int32, shape (): updates averaged
+    average: PyTree  # float32, the parameters' shapes
+    scheduled: Any = ()  # the decay of the last update, where it is a schedule
+
+
+@transform
+def ema(decay: ScheduleLike):
+    r"""Keep an exponential moving average of the parameters, for evaluation.
+
+    .. math:: \bar p_0 = p_0, \qquad \bar p_t = \beta\, \bar p_{t-1} + (1 - \beta)\, p_t
+
+    Updates pass through as they are; :math:`p_t` is the parameters they lead to. So it stands last in its chain,
+    behind the learning rate, and inside what holds steps back: `MultiSteps(chain(tx, ema(0.999)), k)`,
+    `skip_nonfinite(chain(tx, ema(0.999)))`. The average starts at the initial parameters and needs no bias
+    correction. Read it with `averaged`.
+
+    Args:
+      decay: β, in [0, 1), or a schedule of it over updates (`lambda t: jnp.minimum(0.999, (1 + t) / (10 + t))`).
+
+    Returns:
+      A Transform; its `update` needs `params`. The average is float32 whatever the parameters' dtype.
+
+    Raises:
+      ConfigError: if β is out of range, or `update` gets no `params`.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.chain(ft.optimizers.sgd(1.0), ft.ema(0.75))
+      >>> p = jnp.array([8.0])
+      >>> p, state, _ = tx.apply(jnp.array([4.0]), tx.init(p), p)
+      >>> p.tolist(), ft.averaged(state).tolist()
+      ([4.0], [7.0])
+
+    References:
+      Polyak, Juditsky, *Acceleration of stochastic approximation by averaging*, 1992.
+    """
+    check.number_or_schedule("decay", decay, at_least=0, below=1)
+
+    def init_fn(params):
+        count = jnp.zeros((), jnp.int32)
+        return EmaState(count, _slow_copy(params), scheduled(count, ema_decay=decay))
+
+    def update_fn(updates, state, params=None, **extra):
+        del extra
+        if params is None:
+            raise ConfigError("`params` is needed by ema: call `tx.update(grads, state, params)`")
+        # Formed before rounding where it can be: float32(1 - 0.9999) is right to eight digits.
+        rest = jnp.float32(1 - decay) if isinstance(decay, int | float) else 1 - at_step(decay, state.count)
+        new_params = tree.add(params, updates)
+        average = jax.tree.map(lambda a, p: a + rest * (p.astype(jnp.float32) - a), state.average, new_params)
+        return updates, EmaState(increment(state.count), average, scheduled(state.count, ema_decay=decay))
+
+    return init_fn, update_fn
+
+
+def averaged(state: Any, like: Params | None = None) -> Params:
+    """The averaged parameters that an `ema` keeps.
+
+    Args:
+      state: a TrainState, or an optimizer state, or a part of one; it must hold one `ema`.
+      like: parameters whose dtypes the result gets, and whose leaves stand where nothing was averaged (frozen
+        or integer ones). None takes those of a TrainState, so that `state.replace(params=averaged(state))`
+        evaluates the average without a recompile; and for an optimizer state the average as it is kept, in
+        float32.
+
+    Returns:
+      A tree of arrays.
+
+    Raises:
+      ConfigError: if there is no average in the state, or more than one.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.ema(0.5)
+      >>> ft.averaged(tx.init({"w": jnp.ones(2)}))["w"].tolist()
+      [1.0, 1.0]
+    """
+    if hasattr(state, "opt_state") and hasattr(state, "params"):
+        like = state.params if like is None else like
+        state = state.opt_state
+    found = [(path, node.average) for path, node in tree.named_nodes(state) if isinstance(node, EmaState)]
+    if len(found) != 1:
+        paths = tree.some([path for path, _ in found])
+        raise ConfigError(
+            f"`state` must hold one average, found {len(found)} ({paths}); pass the part that holds one"
+            if found
+            else "`state` holds no average: put `ema(decay)` last in the chain, `chain(tx, ema(0.999))`"
+        )
+    average = found[0][1]
+
+    def one(a, p):
+        x = p if a is None else a
+        # A copy: the next step consumes the state's own.
+        return None if x is None else jnp.array(x, p.dtype, copy=True)
+
+    return jax.tree.map(one, average, average if like is None else like, is_leaf=lambda x: x is None)
+
+
+class LookaheadState(NamedTuple):
+    """The slow parameters, and how far the fast ones are ahead."""
+
+    count: jax.Array  # int32, shape (): updates since the last synchronisation
+    slow: PyTree  # float32, the parameters' shapes
+    inner_state: Any
+    rate: Any = ()  # the count of all updates and the slow step at the last one, where it is a schedule
+
+
+@transform
+def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step: ScheduleLike = 0.5) -> Any:
+    r"""Let `tx` explore for k updates, then go a part of the way it found, from where it started.
+
+    .. math::
+        f_t &= f_{t-1} + T(g_t) \\
+        s \leftarrow s + \alpha\, (f_t - s), \quad f_t &\leftarrow s \qquad\text{every } k \text{ updates}
+
+    The fast parameters f are the ones trained; the slow ones s are a float32 copy in the state. The state of
+    `tx` goes on across a synchronisation. Only updates that `tx` applies are counted.
+
+    Args:
+      tx: the inner transform.
+      sync_period: k, >= 1.
+      slow_step: α, in (0, 1], or a schedule of it over updates.
+
+    Returns:
+      A Transform; its `update` needs `params`, and applying what it returns gives the synchronised parameters
+      up to rounding (`apply` gives them exactly). Around `MultiSteps` it costs memory traffic at every call;
+      inside, `MultiSteps(lookahead(tx), k)`, it does not.
+
+    Raises:
+      ConfigError: if `tx` is no transform, or a number is out of range.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.lookahead(ft.optimizers.sgd(1.0), sync_period=2, slow_step=0.5)
+      >>> p, g = jnp.array([8.0]), jnp.array([2.0])
+      >>> p, state, _ = tx.apply(g, tx.init(p), p)
+      >>> p.tolist(), tx.apply(g, state, p)[0].tolist()
+      ([6.0], [6.0])
+
+    References:
+      Zhang et al., *Lookahead optimizer: k steps forward, 1 step back*, 2019.
+    """
+    tx = checked(tx)
+    sync_period = check.integer("sync_period", sync_period, at_least=1)
+    check.number_or_schedule("slow_step", slow_step, above=0, at_most=1)
+
+    def init_fn(params):
+        rate = counted_init(slow_step=slow_step)
+        return LookaheadState(jnp.zeros((), jnp.int32), _slow_copy(params), call_init(tx, params), rate)
+
+    def drawn(slow, fast, alpha):
+        """The slow parameters, after a step towards the fast ones."""
+        return jax.tree.map(lambda s, f: s + alpha * (f.astype(jnp.float32) - s), slow, fast)
+
+    def counted(state, applied):
+        """The counts after this call, whether it is time to synchronise, and how far to go then."""
+        count = state.count + applied.astype(jnp.int32)
+        sync = count >= sync_period
+        values, rate = counted_update(state.rate, slow_step=slow_step)
+        return jnp.where(sync, 0, count), tree.where(applied, rate, state.rate), sync, values["slow_step"]
+
+    def finished(new, inner, state, params, applied):
+        """The updates of `tx`, or, where it is time, those that lead to the slow parameters."""
+        count, rate, sync, alpha = counted(state, applied)
+
+        def back(new, slow):
+            slow = drawn(slow, tree.add(params, new), alpha)
+            return jax.tree.map(lambda s, p, u: like(s - p.astype(jnp.float32), u), slow, params, new), slow
+
+        new, slow = jax.lax.cond(sync, back, lambda *same: same, new, state.slow)
+        return new, LookaheadState(count, slow, inner, rate)
+
+    def update_fn(updates, state, params=None, **extra):
+        if params is None:
+            raise ConfigError("`params` is needed by lookahead: call `tx.update(grads, state, params)`")
+        new, inner = call_update(tx, updates, state.inner_state, params, **extra)
+        new = tree.cast_like(new, updates)
+        return finished(new, inner, state, params, has_updated(state.inner_state, inner))
+
+    def apply_fn(updates, state, params, **extra):
+        params, inner, applied = call_apply(tx, updates, state.inner_state, params, **extra)
+        count, rate, sync, alpha = counted(state, applied)
+
+        def back(fast, slow):
+            slow = drawn(slow, fast, alpha)
+            return tree.cast_like(slow, fast), slow
+
+        params, slow = jax.lax.cond(sync, back, lambda *same: same, params, state.slow)
+        return params, LookaheadState(count, slow, inner, rate), applied
+
+    def flush_fn(state, params, **extra):
+        new, inner = tx.flush(state.inner_state, params, **extra)  # type: ignore[union-attr]
+        return finished(new, inner, state, params, holds_gradients(state.inner_state))
+
+    holds_back = isinstance(tx, Transform) and tx.holds_back
+    return Transform(init_fn, update_fn, apply_fn, {"inner": tx}, flush_fn if holds_back else None)
+
+
+class SamState(NamedTuple):
+    """The state of the inner transform and, where ρ is a schedule, the count of updates and the last ρ."""
+
+    inner_state: Any
+    rate: Any = ()
+
+
+@transform
+def sam(tx: optax.GradientTransformation, rho: ScheduleLike = 0.05) -> Any:
+    r"""Sharpness-aware minimisation: `tx` gets the gradient at the worst place nearby.
+
+    .. math:: \epsilon = \rho\, \frac{g}{\lVert g \rVert_2}, \qquad u = T\big(\nabla L(p + \epsilon)\big)
+
+    Each update takes **two gradients**, so a step costs about twice its time. The second one comes from
+    `value_and_grad_fn`, an extra argument that `train_step` passes: the same batch, the same random keys. Under
+    `MultiSteps` put it outside, `sam(MultiSteps(tx, k))`, where each micro-batch looks for its own worst place;
+    inside, it would see the last micro-batch alone.
+
+    Args:
+      tx: the inner transform; it gets the second gradient.
+      rho: ρ, how far to look, > 0, or a schedule of it over updates.
+
+    Returns:
+      A Transform; its `update` needs `params` and `value_and_grad_fn`, a function
+      `params -> (value, gradient)`.
+
+    Raises:
+      ConfigError: if `tx` is no transform, ρ is not positive, or `update` gets no `value_and_grad_fn`.
+
+    Examples:
+      >>> import fntrain as ft, jax, jax.numpy as jnp
+      >>> tx = ft.sam(ft.optimizers.sgd(0.5), rho=1.0)
+      >>> f = jax.value_and_grad(lambda p: jnp.sum(p**2))
+      >>> p = jnp.array([3.0])
+      >>> tx.update(f(p)[1], tx.init(p), p, value_and_grad_fn=f)[0].tolist()  # -0.5 · 2 · (3 + 1)
+      [-4.0]
+
+    References:
+      Foret et al., *Sharpness-aware minimization for efficiently improving generalization*, 2021.
+    """
+    tx = checked(tx)
+    check.number_or_schedule("rho", rho, above=0)
+
+    def uphill(updates, rate, params, extra):
+        """The gradient at the worst place nearby, and the count after this update."""
+        function = extra.get("value_and_grad_fn")
+        if function is None or params is None:
+            raise ConfigError(
+                "`value_and_grad_fn` (and `params`) are needed by sam, which takes a second gradient; train_step "
+                "passes them, or call `tx.update(grads, state, params, value_and_grad_fn=jax.value_and_grad(loss))`"
+            )
+        norm = tree.norm(updates)
+        length = jnp.where(norm == 0, jnp.float32(1), norm)  # no gradient, no direction
+        values, rate = counted_update(rate, rho=rho)
+        far = values["rho"]
+        moved = tree.add(params, jax.tree.map(lambda g: far * (g.astype(jnp.float32) / length), updates))
+        return tree.cast_like(function(moved)[1], updates), rate
+
+    def init_fn(params):
+        return SamState(call_init(tx, params), counted_init(rho=rho))
+
+    def update_fn(updates, state, params=None, **extra):
+        updates, rate = uphill(updates, state.rate, params, extra)
+        updates, inner = call_update(tx, updates, state.inner_state, params, **extra)
+        applied = has_updated(state.inner_state, inner)
+        return updates, SamState(inner, tree.where(applied, rate, state.rate))
+
+    def apply_fn(updates, state, params, **extra):
+        updates, rate = uphill(updates, state.rate, params, extra)
+        params, inner, applied = call_apply(tx, updates, state.inner_state, params, **extra)
+        return params, SamState(inner, tree.where(applied, rate, state.rate)), applied
+
+    def flush_fn(state, params, **extra):
+        updates, inner = tx.flush(state.inner_state, params, **extra)  # type: ignore[union-attr]
+        return updates, state._replace(inner_state=inner)
+
+    owns = isinstance(tx, Transform) and tx.owns_apply
+    holds_back = isinstance(tx, Transform) and tx.holds_back
+    return Transform(
+        init_fn, update_fn, apply_fn if owns else None, {"inner": tx}, flush_fn if holds_back else None
+    )
+
+
+def _slow_copy(params: Params) -> PyTree:
+    # A copy even where the dtype is right already: a state that shares the parameters' buffers can't be donated.
+    return jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)

@@ -1,0 +1,277 @@
+"""Guards: steps that must not be taken."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import tree
+from .._core import check
+from .._core.typing import PyTree
+from . import notes
+from .types import (
+    Transform,
+    call_apply,
+    call_init,
+    call_update,
+    checked,
+    has_updated,
+    increment,
+    recorded,
+    transform,
+)
+
+
+class SkipNonfiniteState(NamedTuple):
+    """What became of the last call, of all calls, and the inner transform's state."""
+
+    skipped: jax.Array  # int32, shape (): 1 if the last call was skipped, else 0
+    total_skipped: jax.Array  # int32, shape (): calls skipped so far
+    bad: jax.Array  # int32, [2 + 4 * leaves]: what `bad_step` reads
+    inner_state: Any
+    records = ("skipped",)
+
+    @property
+    def applied(self) -> jax.Array:
+        """Whether the last call was let through."""
+        return self.skipped == 0
+
+
+@transform
+def skip_nonfinite(tx: optax.GradientTransformation, check_updates: bool = False) -> Any:
+    r"""Skip a step whose gradient or loss is not finite, so that it leaves no trace.
+
+    .. math:: (p, s) \leftarrow \begin{cases} T(g, s, p) & \text{if } g \text{ and the loss are finite} \\
+                                               (p, s) & \text{otherwise} \end{cases}
+
+    A skipped call changes no bit of the parameters or of the inner state, schedule counts included; only the
+    two counters here move, and a note of what was not finite, for `bad_step` to read. It never gives up: when to
+    stop is for the host to decide. `update` returns zeros for a skipped call. The last call's skip is reported by
+    the step as `skipped` (a sum, over several steps).
+
+    Around `MultiSteps`, a bad micro-step is left out of its window; inside it, a window whose mean is bad is
+    dropped whole. Both together are fine too.
+
+    Args:
+      tx: the inner transform.
+      check_updates: also skip where finite gradients give updates that are not (a schedule that returns NaN,
+        say). The updates are then computed twice, once to look at and once to take; a `tx` that applies its
+        own updates (`MultiSteps`) needs the guard inside instead: `MultiSteps(skip_nonfinite(tx, True), k)`.
+
+    Returns:
+      A Transform. Gradients are read once more; what is skipped is not computed.
+
+    Raises:
+      ConfigError: if `tx` is no transform.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.skip_nonfinite(ft.optimizers.adamw(1e-3))
+      >>> p = jnp.array([1.0])
+      >>> p, state, applied = tx.apply(jnp.array([jnp.nan]), tx.init(p), p)
+      >>> p.tolist(), bool(applied), int(state.total_skipped)
+      ([1.0], False, 1)
+    """
+    tx = checked(tx)
+    looks_ahead = check_updates and not (isinstance(tx, Transform) and tx.owns_apply)
+
+    def start():
+        return SkipNonfiniteState(zero(), zero(), zero(), ())
+
+    def judge(updates, state, params, seen, extra):
+        del seen
+        good = finite_step(updates, extra)
+        if looks_ahead:
+            good = jax.lax.cond(
+                good,
+                lambda: all_finite(call_update(tx, updates, state.inner_state, params, **extra)[0]),
+                lambda: jnp.asarray(False),
+            )
+        return good, {}
+
+    return guarded(tx, start, judge)
+
+
+class SkipSpikesState(NamedTuple):
+    """The norms that later ones are measured by, and what became of the last call and of all calls."""
+
+    grad_norm: jax.Array  # float32, shape (): the norm of the last call
+    norms: jax.Array  # float32, [window]: a ring of the last norms that were let through
+    count: jax.Array  # int32, shape (): how many were let through so far
+    skipped: jax.Array  # int32, shape (): 1 if the last call was skipped, else 0
+    total_skipped: jax.Array  # int32, shape (): calls skipped so far
+    bad: jax.Array  # int32, [2 + 4 * leaves]: what `bad_step` reads
+    inner_state: Any
+    records = ("grad_norm", "skipped")
+
+    @property
+    def applied(self) -> jax.Array:
+        """Whether the last call was let through."""
+        return self.skipped == 0
+
+
+@transform
+def skip_spikes(tx: optax.GradientTransformation, factor: float = 10.0, window: int = 128) -> Any:
+    r"""Skip a step whose gradient norm is far above the usual, or not finite, so that it leaves no trace.
+
+    .. math:: \text{skip} \iff \lVert g_t \rVert > c \cdot \frac{1}{n} \sum_{i=1}^{n} r_i
+              \;\text{ or }\; \lVert g_t \rVert \notin \mathbb{R}
+
+    The :math:`r_i` are the last `n` norms that were let through. A norm that was skipped, NaN and infinity
+    among them, never becomes one of them, so a spike does not make the next one look usual. Until `n` norms
+    are in, nothing is measured by them, and only what is not finite is skipped. If norms rise for good, every
+    step from there on is skipped: when to stop is for the host to decide (`callbacks.NaNGuard`).
+
+    Skipping is that of `skip_nonfinite`, which is then not needed, and so are the nestings with `MultiSteps`.
+    The norm and the skip are recorded, as `grad_norm` and `skipped`.
+
+    Args:
+      tx: the inner transform.
+      factor: c, how many times the mean of the window is too much, > 1.
+      window: n, how many norms are remembered, >= 1.
+
+    Returns:
+      A Transform.
+
+    Raises:
+      ConfigError: if `tx` is no transform, or an argument is out of range.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.skip_spikes(ft.optimizers.sgd(1.0), factor=4.0, window=2)
+      >>> p = jnp.array([0.0])
+      >>> state = tx.init(p)
+      >>> for g in [1.0, 2.0, 6.5, 5.5]:
+      ...     p, state, applied = tx.apply(jnp.array([g]), state, p)
+      ...     print(p.tolist(), bool(applied))
+      [-1.0] True
+      [-3.0] True
+      [-3.0] False
+      [-8.5] True
+    """
+    tx = checked(tx)
+    check.number("factor", factor, above=1)
+    window = check.integer("window", window, at_least=1)
+
+    def start():
+        norm, norms = jnp.zeros((), jnp.float32), jnp.zeros((window,), jnp.float32)
+        return SkipSpikesState(norm, norms, zero(), zero(), zero(), zero(), ())
+
+    def judge(updates, state, params, seen, extra):
+        del params
+        norm = tree.norm(updates)
+        usual = jnp.mean(state.norms)
+        spike = (state.count >= window) & (norm > jnp.float32(factor) * usual)
+        good = (norm < jnp.inf) & finite_step((), extra) & ~spike
+        counts = good & seen
+        at = state.count % window
+        norms = state.norms.at[at].set(jnp.where(counts, norm, state.norms[at]))
+        return good, dict(grad_norm=norm, norms=norms, count=jnp.where(counts, state.count + 1, state.count))
+
+    return guarded(tx, start, judge)
+
+
+def guarded(
+    tx: optax.GradientTransformation,
+    start: Callable[[], Any],
+    judge: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+) -> Transform:
+    """A transform that takes a step with `tx` or, where `judge` says no, leaves no trace of it.
+
+    Args:
+      tx: the inner transform.
+      start: the guard's first state, fresh arrays, with fields `skipped`, `total_skipped`, `bad` and `inner_state`.
+      judge: `(updates, state, params, seen, extra) -> (good, changes)`: whether to take the step, and new values
+        of the guard's own fields; `seen` is False for a batch that weighs nothing, which is neither good nor bad.
+    """
+    holds_back = isinstance(tx, Transform) and tx.holds_back
+    owns_apply = isinstance(tx, Transform) and tx.owns_apply
+
+    def init_fn(params):
+        notes.announce(params)
+        bad = notes.nothing(len(jax.tree.leaves(params)))
+        return start()._replace(bad=bad, inner_state=call_init(tx, params))
+
+    def judged(updates, state, params, extra):
+        weight = extra.get("weight")
+        seen = jnp.asarray(True) if weight is None else jnp.asarray(weight) > 0
+        return seen, *judge(updates, state, params, seen, extra)
+
+    def noted(updates, state, params, extra):
+        found = notes.note(extra.get("step"), extra.get("value"), updates, params)
+        # What began a run of skipped calls stays, and a spike of finite numbers is none of them.
+        return jnp.where((found[1] > 0) & (state.skipped == 0), found, state.bad)
+
+    def counted(state, good, taken, bad, inner, changes):
+        skipped = ~good
+        for name, flag in recorded(inner).items():  # a guard further in may have skipped what this one took
+            if name.rpartition("/")[2] == "skipped":
+                skipped |= taken & (flag > 0)
+        total = jnp.where(skipped, increment(state.total_skipped), state.total_skipped)
+        skipped = skipped.astype(jnp.int32)
+        return state._replace(skipped=skipped, total_skipped=total, bad=bad, inner_state=inner, **changes)
+
+    # A cond, and not a selection between both outcomes: XLA would keep the old state and the new alive at once
+    # (two copies of the parameters on CPU, and three times the time); a cond's branches work in place.
+
+    def update_fn(updates, state, params=None, **extra):
+        _, good, changes = judged(updates, state, params, extra)
+
+        def take(inner):
+            new, inner = call_update(tx, updates, inner, params, **extra)
+            return tree.cast_like(new, updates), inner, state.bad
+
+        def leave(inner):
+            return tree.zeros_like(updates), inner, noted(updates, state, params, extra)
+
+        new, inner, bad = jax.lax.cond(good, take, leave, state.inner_state)
+        return new, counted(state, good, good, bad, inner, changes)
+
+    def apply_fn(updates, state, params, **extra):
+        seen, good, changes = judged(updates, state, params, extra)
+        # A batch of weight zero is no step either (and no skip); a `tx` that owns `apply` sees to that itself.
+        taken = good if owns_apply else good & seen
+
+        def take(params, inner):
+            if owns_apply:
+                return *call_apply(tx, updates, inner, params, **extra), state.bad
+            new, after = call_update(tx, updates, inner, params, **extra)
+            return tree.add(params, new), after, has_updated(inner, after), state.bad
+
+        def leave(params, inner):
+            return params, inner, jnp.asarray(False), noted(updates, state, params, extra)
+
+        params, inner, applied, bad = jax.lax.cond(taken, take, leave, params, state.inner_state)
+        return params, counted(state, good, taken, bad, inner, changes), applied
+
+    def flush_fn(state, params, **extra):
+        updates, inner = tx.flush(state.inner_state, params, **extra)  # type: ignore[union-attr]
+        return updates, state._replace(inner_state=inner)
+
+    return Transform(init_fn, update_fn, apply_fn, {"inner": tx}, flush_fn if holds_back else None)
+
+
+def zero() -> jax.Array:
+    """A count of nothing, in a buffer of its own, which can be donated."""
+    return jnp.copy(jnp.zeros((), jnp.int32))
+
+
+def finite_step(updates: PyTree, extra: dict[str, Any]) -> jax.Array:
+    """Whether the gradient, and the loss where it is known, are finite."""
+    good = all_finite(updates)
+    return good if extra.get("value") is None else good & all_finite(extra["value"])
+
+
+def all_finite(x: PyTree) -> jax.Array:
+    """Whether no number in a tree is NaN or infinite: a scalar bool array.
+
+    By the largest magnitude, which carries NaN along: a reduction that XLA does in one pass, where
+    `isfinite(x).all()` writes a bool for every element first.
+    """
+    finite = jnp.asarray(True)
+    for leaf in jax.tree.leaves(x):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            finite &= jnp.max(jnp.abs(leaf), initial=0) < jnp.inf
+    return finite

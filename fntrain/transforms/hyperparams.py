@@ -1,0 +1,294 @@
+"""Hyperparameters as data: numbers that stand in the state, and may change without a new program."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .. import tree
+from .._core import check
+from .._core.errors import ConfigError
+from .._core.typing import ArrayLike
+from .decay import ScaleByLearningRateState
+from .types import Transform, call_apply, call_init, call_update, checked, transform
+
+
+class HyperparamsState(NamedTuple):
+    """The numbers, by the names of the factory's arguments, and the state of the transform they make."""
+
+    hyperparams: dict[str, jax.Array]  # float32, shape ()
+    inner_state: Any
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """The names that no transform inside reports itself."""
+        inside = {n for _, node in tree.named_nodes(self.inner_state) for n in getattr(node, "records", ())}
+        return tuple(name for name in self.hyperparams if name not in inside)
+
+    def __getattr__(self, name: str) -> jax.Array:
+        if name in self.hyperparams:
+            return self.hyperparams[name]
+        raise AttributeError(name)
+
+
+@transform
+def with_hyperparams(factory: Callable[..., optax.GradientTransformation], **values: Any) -> Any:
+    r"""Make a transform whose numbers stand in the state: changing one compiles nothing again.
+
+    .. math:: T_\theta(g, (\theta, s), p), \qquad T_\theta = \text{factory}(\theta)
+
+    Each floating-point number given here becomes a float32 array in the state, whatever the parameters' dtype.
+    Read them with `hyperparams`, change them with `set_hyperparams`. Everything else (a schedule, a bool, a mask,
+    an integer for an argument that is one) is passed on as it is; arguments not given keep the factory's
+    defaults, inside the program. They are reported by the step, under their names.
+
+    A β₂ of 0.999 taken from the state is right to eight digits, and 1 - β₂ therefore to five: give Adam's decays
+    here only to change them.
+
+    Args:
+      factory: a function of keyword arguments that makes a transform, ours, optax's or your own; it is called
+        while tracing, with arrays for the numbers.
+      **values: its arguments.
+
+    Returns:
+      A Transform that does what `factory(**values)` does.
+
+    Raises:
+      ConfigError: if `factory` is no function or refuses the values, or no value is a number.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.transforms.with_hyperparams(ft.optimizers.sgd, learning_rate=0.5)
+      >>> g = jnp.array([1.0])
+      >>> state = ft.transforms.set_hyperparams(tx.init(g), learning_rate=0.25)
+      >>> tx.update(g, state)[0].tolist()
+      [-0.25]
+
+    References:
+      optax.inject_hyperparams.
+    """
+    check.function("factory", factory, "(**hyperparameters) -> transform")
+    numbers = {name: x for name, x in values.items() if _is_number(factory, name, x)}
+    if not numbers:
+        raise ConfigError(
+            "`with_hyperparams` must be given at least one floating-point number to keep in the state, "
+            f"`with_hyperparams({getattr(factory, '__name__', 'factory')}, learning_rate=0.1)`, got {values!r}"
+        )
+    for name, x in numbers.items():
+        check.number(name, x)
+    others = {name: x for name, x in values.items() if name not in numbers}
+
+    def make(hyperparams: dict[str, Any]) -> optax.GradientTransformation:
+        return checked(factory(**others, **hyperparams), "factory(...)")
+
+    # Made once with numbers that can be read, for its refusals, and to know what it is made of. NumPy's float32 and
+    # not Python's floats, so that a zero leaves no stage out: in the state it may become another number.
+    example = make({name: np.float32(x) for name, x in numbers.items()})
+
+    def init_fn(params):
+        hyperparams = {name: jnp.asarray(x, jnp.float32) for name, x in numbers.items()}
+        return HyperparamsState(hyperparams, call_init(make(hyperparams), params))
+
+    def update_fn(updates, state, params=None, **extra):
+        updates, inner = call_update(make(state.hyperparams), updates, state.inner_state, params, **extra)
+        return updates, HyperparamsState(state.hyperparams, inner)
+
+    def apply_fn(updates, state, params, **extra):
+        params, inner, applied = call_apply(
+            make(state.hyperparams), updates, state.inner_state, params, **extra
+        )
+        return params, HyperparamsState(state.hyperparams, inner), applied
+
+    def flush_fn(state, params, **extra):
+        updates, inner = make(state.hyperparams).flush(state.inner_state, params, **extra)  # type: ignore[attr-defined]
+        return updates, HyperparamsState(state.hyperparams, inner)
+
+    owns = isinstance(example, Transform) and example.owns_apply
+    holds_back = isinstance(example, Transform) and example.holds_back
+    return Transform(
+        init_fn, update_fn, apply_fn if owns else None, {"inner": example}, flush_fn if holds_back else None
+    )
+
+
+def _is_number(factory: Callable, name: str, x: Any) -> bool:
+    """Whether a value is kept in the state: a float, or an integer for an argument that is none."""
+    if isinstance(x, bool | np.bool_):
+        return False
+    if isinstance(x, int | np.integer):
+        try:
+            parameter = inspect.signature(factory).parameters.get(name)
+        except ValueError:  # a function that does not tell its arguments
+            parameter = None
+        default = None if parameter is None else parameter.default
+        whole = isinstance(default, int) and not isinstance(default, bool)
+        return not (whole or (parameter is not None and parameter.annotation in (int, "int")))
+    return isinstance(x, float | np.floating) or (
+        isinstance(x, np.ndarray | jax.Array) and x.ndim == 0 and bool(jnp.issubdtype(x.dtype, jnp.floating))
+    )
+
+
+def hyperparams(state: Any) -> dict[str, jax.Array]:
+    """The hyperparameters that a state holds, by name.
+
+    Args:
+      state: a TrainState, or an optimizer state made by a transform with a `with_hyperparams` anywhere in it.
+
+    Returns:
+      A dict of float32 arrays of shape (), copies. A name that stands in several places has its path in front:
+      `encoder/learning_rate`.
+
+    Raises:
+      ConfigError: if the state holds none.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.chain(ft.clip_by_norm(1.0), ft.transforms.with_hyperparams(ft.optimizers.sgd, learning_rate=0.5))
+      >>> {name: float(x) for name, x in ft.transforms.hyperparams(tx.init(jnp.zeros(1))).items()}
+      {'learning_rate': 0.5}
+    """
+    found = {name: node.hyperparams[key] for name, (node, key) in _places(opt_state_of(state)).items()}
+    if not found:
+        raise _nothing_held()
+    return {name: jnp.copy(x) for name, x in found.items()}
+
+
+def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
+    """The same state with some hyperparameters changed; a step on it runs the program it ran before.
+
+    Args:
+      state: a TrainState or an optimizer state, as for `hyperparams`; it stays as it is, but shares its other
+        arrays with the one returned.
+      **values: the new numbers, finite, by the names that `hyperparams` shows (those with a path as
+        `**{"encoder/learning_rate": 0.1}`).
+
+    Returns:
+      A state of the same kind and types.
+
+    Raises:
+      ConfigError: if the state holds no hyperparameter of a name, or a value is no finite number. Ranges are not
+        checked.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.transforms.with_hyperparams(ft.optimizers.adamw, learning_rate=0.5, weight_decay=0.1)
+      >>> state = ft.transforms.set_hyperparams(tx.init(jnp.zeros(1)), weight_decay=0.0)
+      >>> {name: round(float(x), 3) for name, x in ft.transforms.hyperparams(state).items()}
+      {'learning_rate': 0.5, 'weight_decay': 0.0}
+    """
+    opt_state = opt_state_of(state)
+    places = _places(opt_state)
+    if not places:
+        raise _nothing_held()
+    wanted: dict[tuple[int, str], Any] = {}
+    for name, value in values.items():
+        if name not in places:
+            raise ConfigError(
+                f"`{name}` is no hyperparameter of this state, which holds {tree.some(list(places), 12)}"
+                + check.did_you_mean(name, places)
+            )
+        check.number(name, value)
+        node, key = places[name]
+        wanted[id(node), key] = value
+
+    def change(node: HyperparamsState) -> HyperparamsState:
+        new = {
+            key: placed_like(wanted[id(node), key], x) if (id(node), key) in wanted else x
+            for key, x in node.hyperparams.items()
+        }
+        return HyperparamsState(new, replace_nodes(node.inner_state, HyperparamsState, change))
+
+    return with_opt_state(state, replace_nodes(opt_state, HyperparamsState, change))
+
+
+def set_multiplier(state: Any, multiplier: ArrayLike) -> Any:
+    """The same state with the learning rate's multiplier set: what controllers on the host do.
+
+    Args:
+      state: a TrainState, or an optimizer state.
+      multiplier: what the rate, scheduled or not, is multiplied by from the next update on; >= 0.
+
+    Returns:
+      A state of the same kind and types; a step on it compiles nothing again.
+
+    Raises:
+      ConfigError: if the state has no `scale_by_learning_rate` in it, or the number is negative.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx, g = ft.optimizers.sgd(0.5), jnp.array([1.0])
+      >>> tx.update(g, ft.transforms.set_multiplier(tx.init(g), 0.1))[0].tolist()
+      [-0.05000000074505806]
+    """
+    check.number("multiplier", multiplier, at_least=0)
+    opt_state = opt_state_of(state)
+    if not tree.has(opt_state, ScaleByLearningRateState):
+        raise ConfigError(
+            "`state` has no learning rate that could be scaled: its optimizer was not made with "
+            "`scale_by_learning_rate`. Take one of `fntrain.optimizers`, or keep the rate of another library's in the "
+            "state, `with_hyperparams(optax.adam, learning_rate=1e-3)`, and change it with `set_hyperparams`"
+        )
+
+    def change(node: ScaleByLearningRateState) -> ScaleByLearningRateState:
+        return node._replace(multiplier=placed_like(multiplier, node.multiplier))
+
+    return with_opt_state(state, replace_nodes(opt_state, ScaleByLearningRateState, change))
+
+
+def opt_state_of(state: Any) -> Any:
+    """The optimizer state of a TrainState; anything else is taken for one."""
+    return state.opt_state if hasattr(state, "opt_state") and hasattr(state, "params") else state
+
+
+def with_opt_state(state: Any, opt_state: Any) -> Any:
+    """The inverse: the same kind of state as was given."""
+    return state.replace(opt_state=opt_state) if opt_state_of(state) is not state else opt_state
+
+
+def replace_nodes(opt_state: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The state with every outermost node of a kind changed."""
+    return jax.tree.map(
+        lambda x: change(x) if isinstance(x, kind) else x, opt_state, is_leaf=lambda x: isinstance(x, kind)
+    )
+
+
+def placed_like(value: ArrayLike, old: jax.Array) -> jax.Array:
+    """A number as float32 where the old one was: moved elsewhere it would compile the step anew."""
+    if not (check.is_concrete(value) and check.is_concrete(old)) or not isinstance(old, jax.Array):
+        return jnp.asarray(value, jnp.float32)
+    return jax.device_put(np.float32(value), old.sharding if old.committed else None)
+
+
+def _places(opt_state: Any) -> dict[str, tuple[HyperparamsState, str]]:
+    """Every hyperparameter by name, with its node and key; the path in front where a name is not alone."""
+    found = list(_all(opt_state))
+    counts: dict[str, int] = {}
+    for _, _, key in found:
+        counts[key] = counts.get(key, 0) + 1
+    return {
+        key if counts[key] == 1 else f"{path}/{key}" if path else key: (node, key)
+        for path, node, key in found
+    }
+
+
+def _all(opt_state: Any) -> Iterator[tuple[str, HyperparamsState, str]]:
+    for path, node in tree.named_nodes(opt_state):
+        if isinstance(node, HyperparamsState):
+            # The wrappers' field names say nothing about which of two is meant.
+            short = "/".join(part for part in path.split("/") if part not in WRAPPERS)
+            for key in node.hyperparams:
+                yield short, node, key
+
+
+WRAPPERS = ("inner_state", "inner_opt_state")
+"""The fields in which transforms keep the state of the one they wrap."""
+
+
+def _nothing_held() -> ConfigError:
+    return ConfigError(
+        "`state` holds no hyperparameters: make the transform with "
+        "`with_hyperparams(fntrain.optimizers.adamw, learning_rate=1e-3)`, whose numbers stand in the state"
+    )

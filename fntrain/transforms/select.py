@@ -1,0 +1,227 @@
+"""Different transforms for different leaves, chosen by regex over the leaf paths."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import tree
+from .._core.errors import ConfigError
+from .._core.typing import PyTree
+from .types import Transform, call_apply, call_init, call_update, check_stages, checked, kept, transform
+
+# What is not selected is None in the trees that the inner transform sees. None is a tree without leaves, so the
+# inner transform has no state for such leaves, and does not count them in a norm.
+
+
+@transform
+def by_path(groups: Mapping[str, optax.GradientTransformation]) -> Any:
+    r"""Give each leaf to the transform of the first regex found in its path.
+
+    .. math:: u_\ell = T_{i(\ell)}(g)_\ell, \qquad
+              i(\ell) = \min\,\{\, i : \text{pattern}_i \text{ is found in the path of } \ell \,\}
+
+    Each transform sees its own leaves and nothing else: a `clip_by_norm` inside clips the norm of its group. To
+    clip by the norm of all leaves, put it in front: `chain(clip_by_norm(1.0), by_path({...}))`.
+
+    Args:
+      groups: `{regex: transform}`, in order. A regex is searched anywhere in paths such as `layers/0/kernel`; end
+        with `".*"` for the rest.
+
+    Returns:
+      A Transform whose state is a dict by regex.
+
+    Raises:
+      ConfigError: if a regex is not one, matches no leaf, or only leaves that those before it take; or a leaf is
+        matched by no regex.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.by_path({"bias": ft.optimizers.sgd(1.0), ".*": ft.optimizers.sgd(0.1)})
+      >>> p = {"bias": jnp.ones(1), "kernel": jnp.ones(1)}
+      >>> u, _ = tx.update(p, tx.init(p), p)
+      >>> u["bias"].tolist(), u["kernel"].tolist()
+      ([-1.0], [-0.10000000149011612])
+    """
+    if not isinstance(groups, Mapping) or not groups:
+        raise ConfigError(
+            f"`groups` must be a dict {{regex: transform}} with at least one entry, got {groups!r}"
+        )
+    stages = {pattern: checked(tx, f"groups[{pattern!r}]") for pattern, tx in groups.items()}
+    for pattern in stages:
+        tree.compiled(pattern, "groups")
+
+    def init_fn(params):
+        _check_groups(list(stages), params)
+        return kept({p: call_init(tx, part) for (p, tx), part in zip(stages.items(), parts(stages, params))})
+
+    def members(updates, state, params, extra):
+        check_stages(state, stages)
+        for (pattern, tx), u, p in zip(stages.items(), parts(stages, updates), parts(stages, params)):
+            yield pattern, tx, u, state.get(pattern, optax.EmptyState()), p, _seen_from(p, params, extra)
+
+    def update_fn(updates, state, params=None, **extra):
+        new, new_state = [], {}
+        for pattern, tx, u, s, p, extra_args in members(updates, state, params, extra):
+            u, new_state[pattern] = call_update(tx, u, s, p, **extra_args)
+            new.append(u)
+        return joined(*new), kept(new_state)
+
+    def apply_fn(updates, state, params, **extra):
+        new, new_state, applied = [], {}, jnp.asarray(False)
+        for pattern, tx, u, s, p, extra_args in members(updates, state, params, extra):
+            p, new_state[pattern], stepped = call_apply(tx, u, s, p, **extra_args)
+            new.append(p)
+            applied |= stepped
+        return joined(*new), kept(new_state), applied
+
+    def flush_fn(state, params, **extra):
+        new, new_state = [], {}
+        for pattern, tx, u, s, p, extra_args in members(nothing(params, jnp.float32), state, params, extra):
+            new_state[pattern] = s
+            if isinstance(tx, Transform) and tx.holds_back:
+                u, new_state[pattern] = tx.flush(s, p, **extra_args)
+            new.append(u)
+        return joined(*new), kept(new_state)
+
+    own = [tx for tx in stages.values() if isinstance(tx, Transform)]
+    return Transform(
+        init_fn,
+        update_fn,
+        apply_fn if any(tx.owns_apply for tx in own) else None,
+        stages,
+        flush_fn if any(tx.holds_back for tx in own) else None,
+    )
+
+
+@transform
+def freeze(tx: optax.GradientTransformation, regex: str | Sequence[str]) -> Any:
+    r"""Keep the leaves whose path a regex is found in as they are; `tx` has the rest.
+
+    .. math:: p_\ell \leftarrow \begin{cases} p_\ell & \text{if a pattern is found in the path of } \ell \\
+                                              T(g, s, p)_\ell & \text{otherwise} \end{cases}
+
+    Frozen leaves stay bit for bit as they are, have no state in `tx`, and count in no norm that `tx` takes. Their
+    gradients are used by nobody, so XLA drops what only they need from the backward pass; to keep it so, stand
+    `clip_by_norm` or `skip_nonfinite` inside: `freeze(chain(clip_by_norm(1.0), tx), regex)`.
+
+    Args:
+      tx: the inner transform.
+      regex: a regex, or several, searched anywhere in the leaf paths (`"^encoder/"`).
+
+    Returns:
+      A Transform with the state of `tx`. Its updates for frozen leaves are zeros.
+
+    Raises:
+      ConfigError: if a regex is not one, or matches no leaf.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.freeze(ft.optimizers.sgd(1.0), "encoder")
+      >>> p = {"encoder": jnp.ones(1), "head": jnp.ones(1)}
+      >>> p, state, applied = tx.apply(p, tx.init(p), p)
+      >>> p["encoder"].tolist(), p["head"].tolist()
+      ([1.0], [0.0])
+    """
+    tx = checked(tx)
+    patterns = [regex] if isinstance(regex, str) else list(regex)
+    if not patterns:
+        raise ConfigError(
+            "`regex` must be a regex or several, got none; leave `freeze` out to freeze nothing"
+        )
+    for pattern in patterns:
+        tree.compiled(pattern, "regex")
+    split = partial(split_frozen, patterns)
+
+    def init_fn(params):
+        tree.regex_mask(patterns, params, name="regex")  # for its errors
+        return call_init(tx, split(params)[1])
+
+    def update_fn(updates, state, params=None, **extra):
+        (frozen, updates), part = split(updates), split(params)[1]
+        updates, state = call_update(tx, updates, state, part, **_seen_from(part, params, extra))
+        return joined(updates, nothing(frozen)), state
+
+    def apply_fn(updates, state, params, **extra):
+        frozen, part = split(params)
+        extra = _seen_from(part, params, extra)
+        part, state, applied = call_apply(tx, split(updates)[1], state, part, **extra)
+        return joined(part, frozen), state, applied
+
+    def flush_fn(state, params, **extra):
+        frozen, part = split(params)
+        updates, state = tx.flush(state, part, **_seen_from(part, params, extra))  # type: ignore[union-attr]
+        return joined(updates, nothing(frozen, jnp.float32)), state
+
+    holds_back = isinstance(tx, Transform) and tx.holds_back
+    return Transform(init_fn, update_fn, apply_fn, {"inner": tx}, flush_fn if holds_back else None)
+
+
+def parts(patterns: Iterable[str], x: PyTree) -> list[PyTree]:
+    """`x` once for each pattern, with None for the leaves whose first match is another one."""
+    searches = [tree.compiled(pattern, "groups").search for pattern in patterns]
+
+    def group(path: str) -> int | None:
+        return next((i for i, search in enumerate(searches) if search(path)), None)
+
+    def part(i: int) -> PyTree:
+        return tree.map_with_path(lambda path, leaf: leaf if group(path) == i else None, x)
+
+    return [part(i) for i in range(len(searches))]
+
+
+def split_frozen(patterns: Sequence[str], x: PyTree) -> tuple[PyTree, PyTree]:
+    """`(frozen, thawed)`: what any of the patterns matches, and the rest."""
+    *frozen, thawed = parts([*patterns, ""], x)
+    return joined(*frozen), thawed
+
+
+def joined(*trees: PyTree) -> PyTree:
+    """One tree from several that have their leaves in different places: the inverse of `parts`."""
+
+    def first(*leaves: Any) -> Any:
+        return next((leaf for leaf in leaves if leaf is not None), None)
+
+    return jax.tree.map(first, *trees, is_leaf=lambda x: x is None)
+
+
+def nothing(x: PyTree, dtype: Any = None) -> PyTree:
+    """Updates that change no bit of what they are added to: -0.0, since -0.0 + 0.0 is 0.0."""
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, -0.0, dtype or leaf.dtype), x)
+
+
+def _seen_from(part: PyTree, params: PyTree, extra: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments, with a `value_and_grad_fn` that takes and returns the leaves of `part` alone."""
+    function = extra.get("value_and_grad_fn")
+    if function is None:
+        return extra
+
+    def value_and_grad_fn(moved: PyTree) -> tuple[jax.Array, PyTree]:
+        value, grads = function(joined(moved, params))
+        own = set(tree.paths(part))
+        return value, tree.map_with_path(lambda path, leaf: leaf if path in own else None, grads)
+
+    return {**extra, "value_and_grad_fn": value_and_grad_fn}
+
+
+def _check_groups(patterns: list[str], params: PyTree) -> None:
+    """Refuse patterns without a leaf of their own, and leaves without a pattern."""
+    names = tree.paths(params)
+    groups = [tree.paths(part) for part in parts(patterns, params)]
+    for pattern, group in zip(patterns, groups):
+        matched = [name for name in names if tree.compiled(pattern, "groups").search(name)]
+        if not matched:
+            raise tree.unmatched(pattern, names, "groups")
+        if not group:
+            raise ConfigError(
+                f"`groups`: {pattern!r} only matches leaves that patterns before it take ({tree.some(matched)}); "
+                f"put it in front of them"
+            )
+    left = sorted(set(names) - {name for group in groups for name in group})
+    if left:
+        raise ConfigError(
+            f"`groups`: no pattern matches {tree.some(left)}; end with `'.*': transform` for the rest"
+        )
