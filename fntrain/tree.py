@@ -1,7 +1,7 @@
 """Pytree arithmetic, leaf paths and masks."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -275,25 +275,26 @@ def size(tree: PyTree) -> int:
     return sum(int(np.prod(np.shape(x))) for x in jax.tree.leaves(tree))
 
 
-def has(tree: PyTree, kind: type) -> bool:
+def has(tree: PyTree, kind: type | tuple[type, ...]) -> bool:
     """True if a node of the given class stands anywhere in the tree."""
-    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
-    return any(isinstance(x, kind) for x in found)
+    return any(isinstance(node, kind) for _, node in named_nodes(tree))
 
 
-def named_nodes(tree: PyTree, name: str = "") -> list[tuple[str, Any]]:
-    """Every NamedTuple and mapping of a tree, outermost first, with its path."""
+def named_nodes(tree: PyTree) -> list[tuple[str, Any]]:
+    """Every node of a tree that is no leaf, whatever it is made of, outermost first, with its path."""
     out: list[tuple[str, Any]] = []
-    if isinstance(tree, Mapping):
-        out.append((name, tree))
-        children: list[tuple[str, Any]] = [(str(k), v) for k, v in tree.items()]
-    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        out.append((name, tree))
-        children = list(zip(tree._fields, tree))  # type: ignore[attr-defined]
-    elif isinstance(tree, list | tuple):
-        children = [(str(i), v) for i, v in enumerate(tree)]
-    else:
-        return out
-    for key, child in children:
-        out.extend(named_nodes(child, f"{name}/{key}" if name else key))
+
+    def visit(path: tuple[Any, ...], node: Any) -> None:
+        if isinstance(node, dict):  # in their own order, which JAX does not keep
+            children = [((jax.tree_util.DictKey(key),), child) for key, child in node.items()]
+        else:
+            children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+        if len(children) == 1 and children[0][1] is node:  # a leaf
+            return
+        if node is not None:
+            out.append((path_name(path), node))
+        for key, child in children:
+            visit((*path, *key), child)
+
+    visit((), tree)
     return out

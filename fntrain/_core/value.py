@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -171,6 +172,8 @@ def frozen(x: Any) -> Any:
         return (type(x).__name__ if isinstance(x, bool) else "number", x)
     if isinstance(x, Tracer):
         return _Same(x)
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return ("key", str(jax.random.key_impl(x)), frozen(jax.random.key_data(x)))
     if isinstance(x, np.ndarray | np.generic | jax.Array):
         host = np.asarray(x)
         return ("array", host.dtype.name, host.shape, host.tobytes())
@@ -213,9 +216,6 @@ def show(x: Any) -> str:
     if isinstance(x, Mapping):
         return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in x.items()) + "}"
     if isinstance(x, list | tuple):
-        name = closure_name(x)
-        if name is not None:
-            return name
         inside = ", ".join(show(v) for v in x)
         return f"[{inside}]" if isinstance(x, list) else f"({inside}{',' * (len(x) == 1)})"
     if callable(x) and not isinstance(x, type):
@@ -223,11 +223,3 @@ def show(x: Any) -> str:
     if isinstance(x, type):
         return x.__name__
     return repr(x)
-
-
-def closure_name(x: Any) -> str | None:
-    """The factory's name of a foreign transform (`scale_by_adam`), read off its functions; else None."""
-    update = getattr(x, "update", None)
-    if isinstance(x, tuple) and callable(update):
-        return getattr(update, "__qualname__", type(x).__name__).split(".<locals>")[0].rsplit(".", 1)[-1]
-    return None

@@ -13,7 +13,7 @@ from .._core.errors import ConfigError, NonFiniteError
 from ..run.events import LoopContext
 from ..step.provenance import bad_step
 from ..transforms.guard import all_finite
-from ..transforms.types import recorded
+from ..transforms.types import Guard, nodes, skipped as skipped_last
 
 
 class NaNGuard:
@@ -101,7 +101,7 @@ class NaNGuard:
             return
         flags = dict(tree.items(jax.device_get(_finite_leaves(ctx.state.params))))
         bad = [path for path, finite in flags.items() if not finite]
-        guarded = any(hasattr(node, "bad") for _, node in tree.named_nodes(ctx.state.opt_state))
+        guarded = tree.has(ctx.state.opt_state, Guard)
         first = bad_step(ctx.task, ctx.state) if guarded else None
         what = "skipped, as not finite" if first is not None or not guarded else "skipped"  # spikes, that is
         what = f"not finite: params {tree.some(bad)}" if bad else what
@@ -127,18 +127,17 @@ class NaNGuard:
 @jax.jit
 def _count(counts: jax.Array, state: Any) -> jax.Array:
     in_a_row, most, updates, total, steps = counts
-    skipped = recorded(state.opt_state).get("skipped")
+    skipped = skipped_last(state.opt_state)
     if skipped is None:
         taken = jnp.where(
             in_a_row > 0, state.step - steps, 1
         )  # in a call before which all was well, one at least
         in_a_row = jnp.where(all_finite(tree.split(state.params)[0]), 0, in_a_row + taken)
     else:
-        nodes = (node for _, node in tree.named_nodes(state.opt_state) if hasattr(node, "total_skipped"))
-        now = next(nodes).total_skipped
+        now = nodes(state.opt_state, Guard)[0].total_skipped
         # A step inside an open accumulation window is neither good nor bad.
         updated = state.updates != updates
-        in_a_row = jnp.where(updated, (skipped > 0).astype(jnp.int32), in_a_row + now - total)
+        in_a_row = jnp.where(updated, skipped.astype(jnp.int32), in_a_row + now - total)
         total = now
     return jnp.stack([in_a_row, jnp.maximum(most, in_a_row), state.updates, total, state.step])
 

@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from .. import transforms
 from .._core import check
-from .._core.typing import PyTree, ScheduleLike
+from .._core.typing import ScheduleLike
 from ..transforms import chain
-from ..transforms.types import call_init, call_update, is_zero
+from ..transforms.adapt import adapt
+from ..transforms.types import is_zero
 from .aliases import optimizer
 
 
@@ -69,29 +68,12 @@ def adafactor(
     rms = optax.scale_by_factored_rms(
         decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor, epsilon=eps
     )
-    stages = {"scale_by_factored_rms": _in_float32(rms)}
+    stages = {"scale_by_factored_rms": adapt(rms, in_float32=True)}
     if clipping_threshold is not None:
         check.number("clipping_threshold", clipping_threshold, above=0)
-        stages["clip_by_block_rms"] = _in_float32(optax.clip_by_block_rms(clipping_threshold))
+        stages["clip_by_block_rms"] = adapt(optax.clip_by_block_rms(clipping_threshold), in_float32=True)
     if multiply_by_parameter_scale:
-        stages["scale_by_param_block_rms"] = _in_float32(optax.scale_by_param_block_rms())
+        stages["scale_by_param_block_rms"] = adapt(optax.scale_by_param_block_rms(), in_float32=True)
     if not is_zero(weight_decay):
         stages["add_weight_decay"] = transforms.add_weight_decay(weight_decay, mask)
     return chain(**stages, scale_by_learning_rate=transforms.scale_by_learning_rate(learning_rate))
-
-
-@transforms.transform
-def _in_float32(tx: optax.GradientTransformation):
-    """Show `tx` everything in float32; updates go out in the dtype they came in."""
-
-    def wide(x: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), x)
-
-    def init_fn(params):
-        return call_init(tx, wide(params))
-
-    def update_fn(updates, state, params=None, **extra):
-        new, state = call_update(tx, wide(updates), state, wide(params), **extra)
-        return jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates), state
-
-    return init_fn, update_fn

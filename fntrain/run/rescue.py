@@ -19,6 +19,7 @@ from ..step.state import TrainState
 from ..step.task import Task
 from ..transforms import loss_scale
 from ..transforms.guard import all_finite
+from ..transforms.types import Guard
 from .capsule import examine, save_capsule
 from .directory import RunDirectory
 
@@ -170,7 +171,7 @@ def noted(task: Task, state: TrainState) -> BadStep | None:
 
 def is_guarded(state: TrainState) -> bool:
     """Whether a guard in the optimizer notes bad steps."""
-    return any(hasattr(node, "bad") for _, node in tree.named_nodes(state.opt_state))
+    return tree.has(state.opt_state, Guard)
 
 
 def gone_back(good: TrainState, now: TrainState) -> TrainState:

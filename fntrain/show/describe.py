@@ -10,10 +10,12 @@ import optax
 
 from .. import tree
 from .._core.typing import Params, PyTree
-from .._core.value import closure_name, show
-from ..transforms import Transform
-from ..transforms.select import parts, split_frozen
-from ..transforms.types import call_init, checked
+from .._core.value import show
+from ..transforms.adapt import Adapted, adapt
+from ..transforms.decay import add_weight_decay
+from ..transforms.stages import Stage, walk
+from ..transforms.types import Transform
+from .text import bytes_text
 
 
 class Row(NamedTuple):
@@ -45,7 +47,7 @@ class Description:
     def cells(self) -> list[tuple[str, str, str, str]]:
         """The table's text, cell by cell, without its head."""
         return [
-            ("  " * r.depth + r.name, r.hyperparameters, _size(r.state_bytes), self._touched(r))
+            ("  " * r.depth + r.name, r.hyperparameters, bytes_text(r.state_bytes), self._touched(r))
             for r in self.rows
         ]
 
@@ -53,8 +55,8 @@ class Description:
         """The last line: how much there is to train, and what the state adds to it."""
         ratio = self.state_bytes / self.params_bytes if self.params_bytes else 0.0
         return (
-            f"{len(self.leaves)} leaves, {_size(self.params_bytes)} of parameters, {_size(self.state_bytes)} of "
-            f"state ({ratio:.1f} x)"
+            f"{len(self.leaves)} leaves, {bytes_text(self.params_bytes)} of parameters, "
+            f"{bytes_text(self.state_bytes)} of state ({ratio:.1f} x)"
         )
 
     def _touched(self, row: Row) -> str:
@@ -121,93 +123,64 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
         scale_by_learning_rate  learning_rate=0.001                       12 B  all
       2 leaves, 4.0 kB of parameters, 8.1 kB of state (2.0 x)
     """
-    tx = checked(tx)
+    adapted = adapt(tx)
     trained, _ = tree.split(params)
     return Description(
-        rows=tuple(_rows(tx, trained)),
+        rows=_rows(adapted, trained),
         leaves=tuple(tree.paths(trained)),
         params_bytes=tree.nbytes(trained),
-        state_bytes=_state_bytes(tx, trained),
+        state_bytes=_state_bytes(adapted, trained),
     )
 
 
-def _rows(
-    tx: optax.GradientTransformation,
-    params: PyTree,
-    name: str = "",
-    depth: int = 0,
-    preconditioned: bool = False,
-) -> list[Row]:
-    own, what = _factory(tx), _hyperparameters(tx)
-    if own == "add_weight_decay":
-        what += " (decoupled)" if preconditioned else " (L2)"
-    stages = dict(tx.stages) if isinstance(tx, Transform) else {}
-    shown = own != "chain" or not stages or bool(name)  # a bare chain says nothing that its stages do not
-    inside, touched = [], set()
-    for (key, stage), part in zip(stages.items(), _seen(tx, params)):
-        if _factory(stage) == "_in_float32":
-            stage = stage.call.arguments["tx"]  # type: ignore[attr-defined]
-        rows = _rows(stage, part, "" if key == "inner" else key, depth + shown, preconditioned)
-        inside += rows
-        touched.update(*(row.touched for row in rows))
-        if own != "by_path":  # whose groups do not follow one another
-            preconditioned = preconditioned or _preconditions(stage)
-    if not shown:
-        return inside
-    if not stages:
-        touched = _acts_on(tx, params)
-    title = own if name in ("", own) else f"{name}: {own}"
-    paths = tuple(path for path in tree.paths(params) if path in touched)
-    return [Row(title, depth, what, _state_bytes(tx, params), paths), *inside]
+def _rows(tx: Transform, params: PyTree) -> tuple[Row, ...]:
+    stages = list(walk(tx, params))
+    shown = [stage for stage in stages if _is_shown(stage)]
+    rows = []
+    for stage in shown:
+        depth = sum(any(stage.around[i] is other.tx for other in shown) for i in range(len(stage.around)))
+        inside = [s for s in stages if s is stage or stage.tx in s.around]
+        touched = set().union(*(_acts_on(s) for s in inside if not s.tx.stages))
+        paths = tuple(path for path in tree.paths(stage.params) if path in touched)
+        rows.append(
+            Row(_title(stage), depth, _hyperparameters(stage), _state_bytes(stage.tx, stage.params), paths)
+        )
+    return tuple(rows)
 
 
-def _factory(tx: optax.GradientTransformation) -> str:
-    if isinstance(tx, Transform) and tx.call is not None:
-        return tx.call.name
-    return closure_name(tx) or type(tx).__name__
+def _is_shown(stage: Stage) -> bool:
+    """A bare chain says nothing that its stages do not."""
+    return stage.tx.name != "chain" or not stage.tx.stages or bool(stage.around)
 
 
-def _preconditions(tx: optax.GradientTransformation) -> bool:
-    """Whether the updates behind `tx` are no longer a gradient, so that decay added to them is decoupled."""
-    name = _factory(tx)
-    if (name.startswith("scale_by_") and name != "scale_by_learning_rate") or name in (
-        "momentum",
-        "nesterov",
-        "trace",
-    ):
-        return True
-    return isinstance(tx, Transform) and any(map(_preconditions, tx.stages.values()))
+def _title(stage: Stage) -> str:
+    own, name = stage.tx.name, stage.name
+    return own if name in ("inner", own) else f"{name}: {own}"
 
 
-def _seen(tx: optax.GradientTransformation, params: PyTree) -> list[PyTree]:
-    """The parameters that each stage of `tx` sees."""
-    stages = tx.stages if isinstance(tx, Transform) else {}
-    arguments = tx.call.arguments if isinstance(tx, Transform) and tx.call else {}
-    if _factory(tx) == "by_path":
-        return parts(arguments["groups"], params)
-    if _factory(tx) == "freeze":
-        regex = arguments["regex"]
-        return [split_frozen([regex] if isinstance(regex, str) else regex, params)[1]]
-    return [params] * len(stages)
-
-
-def _acts_on(tx: optax.GradientTransformation, params: PyTree) -> set[str]:
+def _acts_on(stage: Stage) -> set[str]:
     """The paths that a transform without stages acts on."""
-    paths = tree.paths(params)
-    if _factory(tx) == "add_weight_decay":
-        mask = tree.mask_leaves(tx.call.arguments["mask"], params)  # type: ignore[attr-defined]
+    paths = tree.paths(stage.params)
+    if stage.tx.made_by(add_weight_decay):
+        mask = tree.mask_leaves(stage.tx.call.arguments["mask"], stage.params)  # type: ignore[union-attr]
         return {path for path, m in zip(paths, mask) if m}
     return set(paths)
 
 
-def _hyperparameters(tx: optax.GradientTransformation) -> str:
+KINDS = {True: "decoupled", False: "L2", None: "decoupled or L2: what stands before it does not say"}
+"""What weight decay is, by whether what it is added to is another direction than the gradient."""
+
+
+def _hyperparameters(stage: Stage) -> str:
     """The arguments of a call as text, but for transforms, which have rows of their own."""
-    if not isinstance(tx, Transform) or tx.call is None:
+    tx = stage.tx
+    if isinstance(tx, Adapted) or tx.call is None:
         return "(optax)"
     arguments = {k: v for k, v in tx.call.arguments.items() if v is not None and not _holds_transform(v)}
     named = tx.stages and "inner" not in tx.stages  # an optimizer, whose stages say the rest
     shown = tx.call.shown() if named else {k: show(v) for k, v in arguments.items()}
-    return ", ".join(f"{k}={v}" for k, v in shown.items() if k in arguments)
+    text = ", ".join(f"{k}={v}" for k, v in shown.items() if k in arguments)
+    return f"{text} ({KINDS[stage.rescaled]})" if tx.made_by(add_weight_decay) else text
 
 
 def _holds_transform(x: Any) -> bool:
@@ -217,16 +190,5 @@ def _holds_transform(x: Any) -> bool:
     return any(map(_holds_transform, values))
 
 
-def _state_bytes(tx: optax.GradientTransformation, params: PyTree) -> int:
-    return tree.nbytes(jax.eval_shape(lambda p: call_init(tx, p), params))
-
-
-def _size(n: float) -> str:
-    """Bytes as text: `8.1 kB`."""
-    if n < 1000:
-        return f"{n} B"
-    for unit in ("kB", "MB", "GB"):
-        n /= 1000
-        if n < 1000:
-            return f"{n:.1f} {unit}"
-    return f"{n / 1000:.1f} TB"
+def _state_bytes(tx: Transform, params: PyTree) -> int:
+    return tree.nbytes(jax.eval_shape(tx.init, params))

@@ -1,18 +1,22 @@
 """What a run is about to do, in a few lines: devices, memory, what of the optimizer is effective, how many steps."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-import optax
 
 from .. import tree
-from .._core.value import closure_name
 from ..step.state import TrainState
 from ..step.task import Task
-from ..transforms import MultiSteps, Transform
+from ..transforms.adapt import Adapted
+from ..transforms.clip import clip_by_leaf_norm, clip_by_norm, clip_by_value
+from ..transforms.decay import add_weight_decay, scale_by_learning_rate
+from ..transforms.stages import accumulated, walk
+from ..transforms.types import Transform
+from .describe import KINDS
 from .text import bytes_text
+
+CLIPS = (clip_by_norm, clip_by_leaf_norm, clip_by_value)
 
 
 def summary(
@@ -60,8 +64,8 @@ def summary(
     facts = {
         "devices": _devices(state),
         "parameters": _parameters(task, state),
-        "optimizer": _name(task.tx),
-        **_effective(task.tx),
+        "optimizer": _name(task.transform),
+        **_effective(task, state),
         "batch": _batch(task, batch_size),
         "run": _length(task, steps_per_epoch, epochs, steps, steps_per_call),
     }
@@ -101,60 +105,32 @@ def _held(state: TrainState) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-def _effective(tx: optax.GradientTransformation) -> dict[str, str]:
+def _effective(task: Task, state: TrainState) -> dict[str, str]:
     """Which rate, which clip, which decay the updates are made with."""
     found: dict[str, list[str]] = {"rate": [], "clipping": [], "decay": []}
     opaque = False
-    for where, stage, preconditioned in _stages(tx):
-        name = _factory(stage)
-        arguments = stage.call.arguments if isinstance(stage, Transform) and stage.call else {}
-        if name == "scale_by_learning_rate" and "learning_rate" in arguments:
+    for stage in walk(task.transform, tree.split(state.params)[0]):
+        tx = stage.tx
+        if tx.stages:
+            continue
+        where = "".join(f" for `{group}`" for group in stage.groups)
+        arguments = tx.call.arguments if tx.call is not None else {}
+        if tx.made_by(scale_by_learning_rate):
             found["rate"].append(f"{arguments['learning_rate']!r}{where}")
-        elif name.startswith(("clip", "adaptive_grad_clip")):
-            found["clipping"].append(f"{_name(stage)}{where}")
-        elif name == "add_weight_decay" and "rate" in arguments:
-            kind = "decoupled" if preconditioned else "L2"
+        elif any(tx.made_by(clip) for clip in CLIPS) or (isinstance(tx, Adapted) and "clip" in tx.name):
+            found["clipping"].append(f"{_name(tx)}{where}")
+        elif tx.made_by(add_weight_decay):
             mask = "" if arguments["mask"] is None else f", where {arguments['mask']!r}"
-            found["decay"].append(f"{arguments['rate']!r}, {kind}{mask}{where}")
-        opaque |= not isinstance(stage, Transform)
+            found["decay"].append(f"{arguments['rate']!r}, {KINDS[stage.rescaled]}{mask}{where}")
+        opaque |= isinstance(tx, Adapted) and not tx.in_float32
     if not opaque:
         found["clipping"] = found["clipping"] or ["none"]
         found["decay"] = found["decay"] or ["none"]
     return {label: "; ".join(dict.fromkeys(texts)) for label, texts in found.items()}
 
 
-def _stages(
-    tx: optax.GradientTransformation, where: str = "", preconditioned: bool = False
-) -> Iterator[tuple[str, optax.GradientTransformation, bool]]:
-    """Every innermost stage in order, the group it is for, and whether its input is no longer a gradient."""
-    if _factory(tx) == "_in_float32":
-        tx = tx.call.arguments["tx"]  # type: ignore[attr-defined]
-    stages = tx.stages if isinstance(tx, Transform) else {}
-    if not stages:
-        yield where, tx, preconditioned
-        return
-    groups = _factory(tx) == "by_path"
-    for key, stage in stages.items():
-        for part in _stages(stage, f" for `{key}`{where}" if groups else where, preconditioned):
-            yield part
-            if not groups:  # which do not follow one another
-                preconditioned = preconditioned or _preconditions(_factory(part[1]))
-
-
-def _preconditions(name: str) -> bool:
-    return name in ("momentum", "nesterov", "trace") or (
-        name.startswith("scale_by_") and name != "scale_by_learning_rate"
-    )
-
-
-def _factory(tx: optax.GradientTransformation) -> str:
-    if isinstance(tx, Transform) and tx.call is not None:
-        return tx.call.name
-    return closure_name(tx) or type(tx).__name__
-
-
-def _name(tx: optax.GradientTransformation) -> str:
-    return repr(tx) if isinstance(tx, Transform) else f"optax's {_factory(tx)}"
+def _name(tx: Transform) -> str:
+    return f"optax's {tx.name}" if isinstance(tx, Adapted) else repr(tx)
 
 
 def _batch(task: Task, batch_size: int | None) -> str:
@@ -163,20 +139,12 @@ def _batch(task: Task, batch_size: int | None) -> str:
     text = f"{batch_size} example{'s' * (batch_size != 1)}"
     if task.microbatches > 1:
         text += f" in {task.microbatches} micro-batches"
-    every = _accumulated(task.tx)
+    every = accumulated(task.transform)
     if isinstance(every, int) and every > 1:
         text += f", {every * batch_size} an update ({every} batches each)"
     elif not isinstance(every, int):
         text += f", accumulated over {every!r} batches"
     return text
-
-
-def _accumulated(tx: optax.GradientTransformation) -> Any:
-    """How many batches an update takes: a number, or its schedule."""
-    if isinstance(tx, MultiSteps):
-        return tx.call.arguments["every_k_schedule"]  # type: ignore[union-attr]
-    inner = [_accumulated(stage) for stage in tx.stages.values()] if isinstance(tx, Transform) else []
-    return next((every for every in inner if every != 1), 1)
 
 
 def _length(
@@ -193,7 +161,7 @@ def _length(
         parts.append(f"epochs of {steps_per_epoch:,} steps")
     if steps is not None:
         parts.append(f"{steps:,} step{'s' * (steps != 1)}")
-        every = _accumulated(task.tx)
+        every = accumulated(task.transform)
         if isinstance(every, int) and every > 1:
             parts[-1] += f", {steps // every:,} updates"
     if not parts:

@@ -11,6 +11,7 @@ from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import PyTree
 from ..transforms.notes import LOSS, asking
+from ..transforms.types import Guard, nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def bad_step(task: Any, state: Any) -> BadStep | None:
       >>> print(ft.bad_step(task, state))
       step 0: gradient of `w` has 1 infinite; loss was infinite
     """
-    guards = [node for _, node in tree.named_nodes(state.opt_state) if hasattr(node, "bad")]
+    guards = nodes(state.opt_state, Guard)
     if not guards:
         raise ConfigError(
             "`bad_step` reads what a guard in the optimizer has noted, and there is none: "

@@ -15,13 +15,13 @@ from .._core.check import is_concrete
 from .._core.errors import ConfigError, ConsumedStateError
 from .._core.typing import Params, PyTree
 from ..sharding import rules as sharding
-from ..transforms.types import call_init
+from ..transforms.types import Carrier
 from .task import Task, fold_in_name
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TrainState:
+class TrainState(Carrier):
     """Everything a run is at one step. Arrays only.
 
     Attributes:
@@ -126,7 +126,7 @@ def _build(
         step=jnp.zeros((), jnp.int32),
         updates=jnp.zeros((), jnp.int32),
         params=made,
-        opt_state=call_init(task.tx, trained),
+        opt_state=task.transform.init(trained),
         model_state=model_state,
         key=root,
     )

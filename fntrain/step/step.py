@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .. import precision, tree
 from .._core.check import one_of
@@ -202,10 +201,6 @@ def flush(task: Task, state: TrainState) -> TrainState:
     """
     check_task(task)
     check_state(state, "flush")
-    if tree.has(state.opt_state, optax.MultiStepsState):
-        raise ConfigError(
-            "`flush` cannot close a window of `optax.MultiSteps`; use `fntrain.MultiSteps`, a drop-in"
-        )
     return _flush(task, state)
 
 
@@ -486,18 +481,15 @@ def _one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple
         )
         return gradients.mean(again)
 
-    extra = dict(value=loss, weight=part.weight, step=state.step, value_and_grad_fn=value_and_grad_fn)
+    extra = dict(
+        value=loss, grad=grads, weight=part.weight, step=state.step, value_and_grad_fn=value_and_grad_fn
+    )
     stochastic = task.policy.stochastic_rounding  # type: ignore[union-attr]
     if (
         stochastic
     ):  # the updates are added in float32, and what holds back or skips changes nothing there either
         kept, trained = trained, jax.tree.map(tree.wide, trained)
-    if isinstance(task.tx, transforms.Transform):
-        trained, opt_state, applied = task.tx.apply(grads, state.opt_state, trained, **extra)
-    else:
-        trained, opt_state, applied = transforms.update_and_add(
-            task.tx, grads, state.opt_state, trained, **extra
-        )
+    trained, opt_state, applied = task.transform.apply(grads, state.opt_state, trained, **extra)
     if stochastic:
         trained = precision.round_stochastically(trained, kept, fold_in_name(key, "rounding"))
     recorded = transforms.recorded(opt_state)
@@ -506,7 +498,7 @@ def _one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple
         updates=state.updates + applied.astype(jnp.int32),
         params=tree.combine(trained, carried),
         opt_state=opt_state,
-        model_state=_kept_model_state(state.model_state, part, recorded),
+        model_state=_kept_model_state(state.model_state, part, opt_state),
         key=state.key,
     )
     difference = tree.aval_difference(state, new_state)
@@ -518,15 +510,13 @@ def _one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple
     return new_state, part.metrics._replace(recorded=reports.record(recorded, state.step))
 
 
-def _kept_model_state(old: PyTree, part: gradients.Partial, recorded: dict[str, jax.Array]) -> PyTree:
+def _kept_model_state(old: PyTree, part: gradients.Partial, opt_state: PyTree) -> PyTree:
     """The new model state, unless the batch weighed nothing or the step was skipped: those leave no trace."""
     new = part.model_state
     if not transforms.is_positive(part.weight):
         new = tree.where(part.weight > 0, new, old)
-    for name, skipped in recorded.items():
-        if name.rpartition("/")[2] == "skipped":
-            new = tree.where(skipped > 0, old, new)
-    return new
+    skipped = transforms.skipped(opt_state)
+    return new if skipped is None else tree.where(skipped, old, new)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=8)
@@ -573,11 +563,11 @@ def _autodiff(task, state, batch, weight):
 
 @partial(jax.jit, static_argnums=0)
 def _flush(task, state):
-    if not (isinstance(task.tx, transforms.Transform) and task.tx.holds_back):
+    if not task.transform.holds_back:
         return state
     open_ = transforms.holds_gradients(state.opt_state)
     trained, carried = tree.split(state.params)
-    updates, opt_state = task.tx.flush(state.opt_state, trained)
+    updates, opt_state = task.transform.flush(state.opt_state, trained)
     trained = tree.where(open_, tree.add(trained, updates), trained)
     return state.replace(
         updates=state.updates + open_.astype(jnp.int32),

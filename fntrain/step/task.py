@@ -17,7 +17,8 @@ from .._core.typing import Batch, Params, PyTree
 from .._core.value import Value, show
 from ..metrics.base import checked as checked_metric
 from ..precision import Policy, policy as as_policy
-from ..transforms import types as transforms_base
+from ..transforms.adapt import adapt
+from ..transforms.types import Transform
 from .batch_loss import batch_loss
 
 RECORDED = (
@@ -128,12 +129,17 @@ class Task(Value):
                 )
             checked_metric(m, name)
         put = object.__setattr__
-        put(self, "tx", transforms_base.checked(self.tx))
+        put(self, "tx", adapt(self.tx))
         put(self, "metrics", types.MappingProxyType({"loss": batch_loss(), **user}))
         put(self, "microbatches", check.integer("microbatches", self.microbatches, at_least=1))
         put(self, "policy", as_policy(self.policy))
         # One reducer for all of them, so that those which share their counting do it once.
         put(self, "collected", metrics_lib.collect(**user))
+
+    @property
+    def transform(self) -> Transform:
+        """`tx` as what it is here, whatever it was at the door."""
+        return self.tx  # type: ignore[return-value]
 
     def _parts(self) -> tuple:
         return (self.loss_fn, self.tx, self.metrics, self.microbatches, self.policy, self.axis_name)

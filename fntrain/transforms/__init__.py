@@ -17,6 +17,7 @@ from .average import (
     lookahead as lookahead,
     sam as sam,
 )
+from .chain import chain as chain
 from .clip import (
     ClipByNormState as ClipByNormState,
     RecordNormsState as RecordNormsState,
@@ -60,4 +61,12 @@ from .plateau import (
     stop_on_plateau as stop_on_plateau,
 )
 from .select import by_path as by_path, freeze as freeze
-from .types import Transform as Transform, chain as chain, recorded as recorded, transform as transform
+from .types import (
+    Averaging as Averaging,
+    Guard as Guard,
+    Recording as Recording,
+    Transform as Transform,
+    Window as Window,
+    recorded as recorded,
+    transform as transform,
+)

@@ -14,12 +14,11 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from .._core.value import Call
-from .types import Transform, call_init, call_update, checked, has_updated, increment
+from .adapt import adapt
+from .types import Transform, Window, increment
 
 
-class MultiStepsState(NamedTuple):
-    """State of MultiSteps: optax's fields, then ours."""
-
+class _MultiSteps(NamedTuple):
     mini_step: jax.Array  # int32, shape (): micro-steps in the open window
     gradient_step: jax.Array  # int32, shape (): windows closed by an update
     inner_opt_state: Any
@@ -27,9 +26,14 @@ class MultiStepsState(NamedTuple):
     skip_state: Any  # what should_skip_update_fn reported
     weight: jax.Array  # float32, shape (): the open window's total weight; stale while mini_step is 0
     applied: jax.Array  # bool, shape (): whether the last call closed a window with an update
+
+
+class MultiStepsState(Window, _MultiSteps):
+    """State of MultiSteps: optax's fields, then ours."""
+
     records = ("mini_step",)
 
-    def window_open(self) -> jax.Array:
+    def is_open(self) -> jax.Array:
         """Whether the window holds anything that a flush would apply."""
         return (self.mini_step > 0) & (self.weight > 0)
 
@@ -82,7 +86,12 @@ class MultiSteps(Transform):
         accumulator_dtype: Any = jnp.float32,
     ):
         """Make one; see the class for the arguments."""
-        opt = checked(opt, "opt")
+        opt = adapt(opt, "opt")
+        if opt.evaluates:
+            raise ConfigError(
+                f"`opt` {opt!r} evaluates the loss at parameters of its own choice, and in a window of several batches "
+                f"there is no one loss to evaluate: give it the whole batch, `Task(..., microbatches=k)`"
+            )
         if not callable(every_k_schedule):
             check.integer("every_k_schedule", every_k_schedule, at_least=1)
         if should_skip_update_fn is not None:
@@ -96,7 +105,16 @@ class MultiSteps(Transform):
                 f"`accumulator_dtype` must be a floating-point dtype, got {accumulator_dtype!r}"
             )
         rule = _Accumulation(opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype)
-        self = super().__new__(cls, rule.init, rule.update, rule.apply, {"inner": opt}, rule.flush)
+        self = super().__new__(
+            cls,
+            rule.init,
+            rule.update,
+            rule.apply,
+            {"inner": opt},
+            rule.flush,
+            passed=rule.passed,
+            gates=True,
+        )
         arguments = dict(
             opt=opt,
             every_k_schedule=every_k_schedule,
@@ -108,7 +126,7 @@ class MultiSteps(Transform):
         return self
 
     @property
-    def inner_opt(self) -> optax.GradientTransformation:
+    def inner_opt(self) -> Transform:
         """The inner transform."""
         return self.stages["inner"]
 
@@ -129,7 +147,7 @@ jax.tree_util.register_static(MultiSteps)
 class _Accumulation:
     """The functions behind one MultiSteps."""
 
-    opt: optax.GradientTransformation
+    opt: Transform
     every_k: Any
     mean: bool
     should_skip: Callable[..., Any] | None
@@ -140,7 +158,7 @@ class _Accumulation:
         return MultiStepsState(
             mini_step=zero,
             gradient_step=jnp.zeros((), jnp.int32),  # not the same buffer twice: it could not be donated
-            inner_opt_state=call_init(self.opt, params),
+            inner_opt_state=self.opt.init(params),
             acc_grads=tree.zeros_like(params, self.dtype),
             skip_state=self._skip(tree.zeros_like(params), zero, params)[1],
             weight=jnp.zeros((), jnp.float32),
@@ -199,8 +217,13 @@ class _Accumulation:
         )
         return state, applied
 
-    def _inner_extra(self, weight: jax.Array, extra: dict[str, Any]) -> dict[str, Any]:
-        return {**extra, "weight": weight} if self.mean else extra
+    def passed(self, state: MultiStepsState) -> jax.Array:
+        return state.applied & self.opt.passed(state.inner_opt_state)
+
+    def _inner_extra(self, state: MultiStepsState, extra: dict[str, Any]) -> dict[str, Any]:
+        """What the inner transform is told: the window's gradient and weight, and not the last call's."""
+        told = {**extra, "grad": state.acc_grads} if "grad" in extra else extra
+        return {**told, "weight": state.weight} if self.mean else told
 
     def update(self, updates: Any, state: Any, params: Params | None = None, **extra: Any) -> tuple[Any, Any]:
         weight = extra.pop("weight", None)
@@ -209,12 +232,14 @@ class _Accumulation:
         state, applied = self._accumulate(updates, state, params, weight)
 
         def close(inner):
-            mean = tree.cast_like(state.acc_grads, updates)
-            new, inner = call_update(self.opt, mean, inner, params, **self._inner_extra(state.weight, extra))
-            return tree.cast_like(new, updates), inner
+            mean = jax.tree.map(_wider, state.acc_grads, updates, updates if params is None else params)
+            return self.opt.update(mean, inner, params, **self._inner_extra(state, extra))
+
+        # What the inner transform returns is returned as it is: rounded to the gradients' dtype, it could be nothing.
+        shapes = jax.eval_shape(close, state.inner_opt_state)[0]
 
         def stay(inner):
-            return tree.zeros_like(updates), inner
+            return tree.zeros_like(shapes), inner
 
         updates, inner = jax.lax.cond(applied, close, stay, state.inner_opt_state)
         return updates, state._replace(inner_opt_state=inner)
@@ -229,11 +254,11 @@ class _Accumulation:
         state, applied = self._accumulate(updates, state, params, weight)
 
         def close(params, inner):
-            extra_args = self._inner_extra(state.weight, extra)
-            if isinstance(self.opt, Transform) and self.opt.owns_apply:
-                return self.opt.apply(state.acc_grads, inner, params, **extra_args)
-            new, after = call_update(self.opt, state.acc_grads, inner, params, **extra_args)
-            return tree.add(params, new), after, has_updated(inner, after)
+            told = self._inner_extra(state, extra)
+            if self.opt.owns_apply:
+                return self.opt.apply(state.acc_grads, inner, params, **told)
+            new, after = self.opt.update(state.acc_grads, inner, params, **told)
+            return tree.add(params, new), after, self.opt.passed(after)
 
         def stay(params, inner):
             return params, inner, jnp.asarray(False)
@@ -244,12 +269,12 @@ class _Accumulation:
         return params, state._replace(inner_opt_state=inner), applied
 
     def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
-        applied = state.window_open()
+        applied = state.is_open()
 
         def close(inner):
             divisor = state.weight if self.mean else jnp.float32(1)
             mean = jax.tree.map(lambda a: a.astype(jnp.float32) / divisor, state.acc_grads)
-            new, inner = call_update(self.opt, mean, inner, params, **self._inner_extra(state.weight, extra))
+            new, inner = self.opt.update(mean, inner, params, **self._inner_extra(state, extra))
             return jax.tree.map(lambda u: u.astype(jnp.float32), new), inner
 
         def stay(inner):
@@ -263,6 +288,11 @@ class _Accumulation:
             inner_opt_state=inner,
             applied=applied,
         )
+
+
+def _wider(x: jax.Array, g: jax.Array, p: jax.Array) -> jax.Array:
+    """`x` in the wider one of two dtypes."""
+    return x.astype(g.dtype if jnp.finfo(g.dtype).bits > jnp.finfo(p.dtype).bits else p.dtype)
 
 
 def _weights_refused() -> ConfigError:

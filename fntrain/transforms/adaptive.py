@@ -11,7 +11,7 @@ from .. import tree
 from .._core import check
 from .._core.typing import PyTree, ScheduleLike
 from .scheduled import scheduled
-from .types import at_step, increment, like, transform
+from .types import Transform, at_step, increment, like, transform
 
 
 class ScaleByAdamState(NamedTuple):
@@ -104,7 +104,7 @@ def scale_by_adam(b1: ScheduleLike = 0.9, b2: ScheduleLike = 0.999, eps: Schedul
 
         return jax.tree.map(direction, updates, mu, nu), ScaleByAdamState(count, mu, nu, values(state.count))
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=True)
 
 
 class ScaleByRmsState(NamedTuple):
@@ -192,7 +192,7 @@ def scale_by_rms(
         state = ScaleByRmsState(increment(state.count), nu, mu, values(state.count))
         return jax.tree.map(direction, updates, nu), state
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=True)
 
 
 class ScaleByLionState(NamedTuple):
@@ -250,7 +250,7 @@ def scale_by_lion(b1: ScheduleLike = 0.9, b2: ScheduleLike = 0.99):
         mu = jax.tree.map(lambda g, m: beta2 * m + rest2 * g.astype(jnp.float32), updates, state.mu)
         return new, ScaleByLionState(increment(state.count), mu, values(state.count))
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=True)
 
 
 def _kept_and_added(b: ScheduleLike, count: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,28 +10,34 @@ from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree, ScheduleLike
+from .adapt import adapt
 from .scheduled import counted_init, counted_update, scheduled
 from .types import (
+    Averaging,
+    Carrier,
     Transform,
     at_step,
-    call_apply,
-    call_init,
-    call_update,
-    checked,
-    has_updated,
     holds_gradients,
     increment,
     like,
+    opt_state_of,
     transform,
 )
 
 
-class EmaState(NamedTuple):
-    """The running average of the parameters."""
-
+class _Ema(NamedTuple):
     count: jax.Array  # int32, shape (): updates averaged
     average: PyTree  # float32, the parameters' shapes
     scheduled: Any = ()  # the decay of the last update, where it is a schedule
+
+
+class EmaState(Averaging, _Ema):
+    """The running average of the parameters."""
+
+    def evaluation_params(self, params: Params) -> Params:
+        """The average."""
+        del params
+        return self.average
 
 
 @transform
@@ -81,7 +87,7 @@ def ema(decay: ScheduleLike):
         average = jax.tree.map(lambda a, p: a + rest * (p.astype(jnp.float32) - a), state.average, new_params)
         return updates, EmaState(increment(state.count), average, scheduled(state.count, ema_decay=decay))
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=False, observes=True)
 
 
 def averaged(state: Any, like: Params | None = None) -> Params:
@@ -106,10 +112,10 @@ def averaged(state: Any, like: Params | None = None) -> Params:
       >>> ft.averaged(tx.init({"w": jnp.ones(2)}))["w"].tolist()
       [1.0, 1.0]
     """
-    if hasattr(state, "opt_state") and hasattr(state, "params"):
-        like = state.params if like is None else like
-        state = state.opt_state
-    found = [(path, node.average) for path, node in tree.named_nodes(state) if isinstance(node, EmaState)]
+    params = state.params if isinstance(state, Carrier) else None
+    like = params if like is None else like
+    opt_state = opt_state_of(state)
+    found = [(path, node) for path, node in tree.named_nodes(opt_state) if isinstance(node, Averaging)]
     if len(found) != 1:
         paths = tree.some([path for path, _ in found])
         raise ConfigError(
@@ -117,7 +123,7 @@ def averaged(state: Any, like: Params | None = None) -> Params:
             if found
             else "`state` holds no average: put `ema(decay)` last in the chain, `chain(tx, ema(0.999))`"
         )
-    average = found[0][1]
+    average = found[0][1].evaluation_params(params)
 
     def one(a, p):
         x = p if a is None else a
@@ -171,13 +177,13 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
     References:
       Zhang et al., *Lookahead optimizer: k steps forward, 1 step back*, 2019.
     """
-    tx = checked(tx)
+    tx = adapt(tx)
     sync_period = check.integer("sync_period", sync_period, at_least=1)
     check.number_or_schedule("slow_step", slow_step, above=0, at_most=1)
 
     def init_fn(params):
         rate = counted_init(slow_step=slow_step)
-        return LookaheadState(jnp.zeros((), jnp.int32), _slow_copy(params), call_init(tx, params), rate)
+        return LookaheadState(jnp.zeros((), jnp.int32), _slow_copy(params), tx.init(params), rate)
 
     def drawn(slow, fast, alpha):
         """The slow parameters, after a step towards the fast ones."""
@@ -204,12 +210,11 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
     def update_fn(updates, state, params=None, **extra):
         if params is None:
             raise ConfigError("`params` is needed by lookahead: call `tx.update(grads, state, params)`")
-        new, inner = call_update(tx, updates, state.inner_state, params, **extra)
-        new = tree.cast_like(new, updates)
-        return finished(new, inner, state, params, has_updated(state.inner_state, inner))
+        new, inner = tx.update(updates, state.inner_state, params, **extra)
+        return finished(new, inner, state, params, tx.passed(inner))
 
     def apply_fn(updates, state, params, **extra):
-        params, inner, applied = call_apply(tx, updates, state.inner_state, params, **extra)
+        params, inner, applied = tx.apply(updates, state.inner_state, params, **extra)
         count, rate, sync, alpha = counted(state, applied)
 
         def back(fast, slow):
@@ -220,11 +225,21 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
         return params, LookaheadState(count, slow, inner, rate), applied
 
     def flush_fn(state, params, **extra):
-        new, inner = tx.flush(state.inner_state, params, **extra)  # type: ignore[union-attr]
+        new, inner = tx.flush(state.inner_state, params, **extra)
         return finished(new, inner, state, params, holds_gradients(state.inner_state))
 
-    holds_back = isinstance(tx, Transform) and tx.holds_back
-    return Transform(init_fn, update_fn, apply_fn, {"inner": tx}, flush_fn if holds_back else None)
+    def look_fn(updates, state, params, **extra):
+        return tx.look(updates, state.inner_state, params, **extra)
+
+    return Transform(
+        init_fn,
+        update_fn,
+        apply_fn,
+        {"inner": tx},
+        flush_fn if tx.holds_back else None,
+        look=look_fn if tx.looks else None,
+        passed=lambda state: tx.passed(state.inner_state),
+    )
 
 
 class SamState(NamedTuple):
@@ -267,11 +282,16 @@ def sam(tx: optax.GradientTransformation, rho: ScheduleLike = 0.05) -> Any:
     References:
       Foret et al., *Sharpness-aware minimization for efficiently improving generalization*, 2021.
     """
-    tx = checked(tx)
+    tx = adapt(tx)
     check.number_or_schedule("rho", rho, above=0)
 
-    def uphill(updates, rate, params, extra):
-        """The gradient at the worst place nearby, and the count after this update."""
+    if tx.looks or tx.looks_late:
+        raise ConfigError(
+            f"`tx` {tx!r} takes a gradient of its own already: two `sam` in one another are none"
+        )
+
+    def look_fn(updates, state, params, **extra):
+        """The gradient at the worst place nearby."""
         function = extra.get("value_and_grad_fn")
         if function is None or params is None:
             raise ConfigError(
@@ -280,34 +300,51 @@ def sam(tx: optax.GradientTransformation, rho: ScheduleLike = 0.05) -> Any:
             )
         norm = tree.norm(updates)
         length = jnp.where(norm == 0, jnp.float32(1), norm)  # no gradient, no direction
-        values, rate = counted_update(rate, rho=rho)
-        far = values["rho"]
+        far = counted_update(state.rate, rho=rho)[0]["rho"]
         moved = tree.add(params, jax.tree.map(lambda g: far * (g.astype(jnp.float32) / length), updates))
-        return tree.cast_like(function(moved)[1], updates), rate
+        second = tree.cast_like(function(moved)[1], updates)
+        return second, {**extra, "grad": second, _LOOKED: True}
+
+    def looked(updates, state, params, extra):
+        """The second gradient, unless a guard around has taken it already, and what `tx` is told."""
+        if _LOOKED not in extra:
+            updates, extra = look_fn(updates, state, params, **extra)
+        return updates, {name: x for name, x in extra.items() if name != _LOOKED}
+
+    def counted(state, inner):
+        """The state after this call: an update that was held back or skipped counts for no schedule."""
+        rate = counted_update(state.rate, rho=rho)[1]
+        return SamState(inner, tree.where(tx.passed(inner), rate, state.rate))
 
     def init_fn(params):
-        return SamState(call_init(tx, params), counted_init(rho=rho))
+        return SamState(tx.init(params), counted_init(rho=rho))
 
     def update_fn(updates, state, params=None, **extra):
-        updates, rate = uphill(updates, state.rate, params, extra)
-        updates, inner = call_update(tx, updates, state.inner_state, params, **extra)
-        applied = has_updated(state.inner_state, inner)
-        return updates, SamState(inner, tree.where(applied, rate, state.rate))
+        updates, extra = looked(updates, state, params, extra)
+        updates, inner = tx.update(updates, state.inner_state, params, **extra)
+        return updates, counted(state, inner)
 
     def apply_fn(updates, state, params, **extra):
-        updates, rate = uphill(updates, state.rate, params, extra)
-        params, inner, applied = call_apply(tx, updates, state.inner_state, params, **extra)
-        return params, SamState(inner, tree.where(applied, rate, state.rate)), applied
+        updates, extra = looked(updates, state, params, extra)
+        params, inner, applied = tx.apply(updates, state.inner_state, params, **extra)
+        return params, counted(state, inner), applied
 
     def flush_fn(state, params, **extra):
-        updates, inner = tx.flush(state.inner_state, params, **extra)  # type: ignore[union-attr]
+        updates, inner = tx.flush(state.inner_state, params, **extra)
         return updates, state._replace(inner_state=inner)
 
-    owns = isinstance(tx, Transform) and tx.owns_apply
-    holds_back = isinstance(tx, Transform) and tx.holds_back
     return Transform(
-        init_fn, update_fn, apply_fn if owns else None, {"inner": tx}, flush_fn if holds_back else None
+        init_fn,
+        update_fn,
+        apply_fn if tx.owns_apply else None,
+        {"inner": tx},
+        flush_fn if tx.holds_back else None,
+        look=look_fn,
+        passed=lambda state: tx.passed(state.inner_state),
     )
+
+
+_LOOKED = "_looked"  # an extra argument: the updates are the second gradient already
 
 
 def _slow_copy(params: Params) -> PyTree:

@@ -9,15 +9,18 @@ from .. import tree
 from .._core import check
 from .._core.typing import ScheduleLike
 from .scheduled import counted_init, counted_update
-from .types import like, transform
+from .types import Recording, Transform, like, transform
 
 
-class ClipByNormState(NamedTuple):
-    """What the last clip saw and did."""
-
+class _ClipByNorm(NamedTuple):
     grad_norm: jax.Array  # float32, shape (): the global norm before clipping
     clip_factor: jax.Array  # float32, shape (): what the updates were multiplied by
     schedule: Any = ()  # where the limit is a schedule: its count and its value
+
+
+class ClipByNormState(Recording, _ClipByNorm):
+    """What the last clip saw and did."""
+
     records = ("grad_norm", "clip_factor")
 
 
@@ -70,7 +73,7 @@ def clip_by_norm(max_norm: ScheduleLike):
         updates = jax.tree.map(lambda g: like(g.astype(jnp.float32) * factor, g), updates)
         return updates, ClipByNormState(norm, factor, schedule)
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=False)
 
 
 @transform
@@ -112,7 +115,7 @@ def clip_by_value(max_value: ScheduleLike):
 
         return jax.tree.map(clip, updates), state
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=False)
 
 
 @transform
@@ -161,7 +164,7 @@ def clip_by_leaf_norm(max_norm: ScheduleLike):
         state = ClipByNormState(tree.norm(norms), jnp.min(factors, initial=1.0), schedule)
         return jax.tree.unflatten(structure, clipped), state
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=False)
 
 
 def _leaf_norms(leaves: list[jax.Array]) -> jax.Array:
@@ -187,10 +190,13 @@ def _leaf_norms(leaves: list[jax.Array]) -> jax.Array:
     return jax.lax.cond(jnp.all(plain), lambda: jnp.sqrt(totals), scaled)
 
 
-class RecordNormsState(NamedTuple):
+class _RecordNorms(NamedTuple):
+    grad_norm: jax.Array  # float32, shape ()
+
+
+class RecordNormsState(Recording, _RecordNorms):
     """The norm of what last went through."""
 
-    grad_norm: jax.Array  # float32, shape ()
     records = ("grad_norm",)
 
 
@@ -222,4 +228,4 @@ def record_norms():
         del state, params, extra
         return updates, RecordNormsState(tree.norm(updates))
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=False, observes=True)

@@ -10,7 +10,7 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import ScheduleLike
 from .scheduled import counted_init, counted_update
-from .types import at_step, increment, like, transform
+from .types import Recording, Transform, at_step, increment, like, transform
 
 
 @transform
@@ -69,15 +69,18 @@ def add_weight_decay(rate: ScheduleLike, mask: Any = None):
 
         return jax.tree.map(add, updates, params, chosen, is_leaf=lambda x: x is None), state
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=False)
 
 
-class ScaleByLearningRateState(NamedTuple):
-    """Where the schedule stands, and the multiplier that controllers on the host may set."""
-
+class _ScaleByLearningRate(NamedTuple):
     count: jax.Array  # int32, shape (): updates applied
     learning_rate: jax.Array  # float32, shape (): the rate of the last update, multiplier included
     multiplier: jax.Array  # float32, shape (): 1 unless a controller changed it
+
+
+class ScaleByLearningRateState(Recording, _ScaleByLearningRate):
+    """Where the schedule stands, and the multiplier that controllers on the host may set."""
+
     records = ("learning_rate",)
 
 
@@ -119,4 +122,4 @@ def scale_by_learning_rate(learning_rate: ScheduleLike):
         updates = jax.tree.map(lambda g: like(-rate * g.astype(jnp.float32), g), updates)
         return updates, ScaleByLearningRateState(increment(state.count), rate, state.multiplier)
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=False)

@@ -9,34 +9,24 @@ import optax
 
 from .. import tree
 from .._core import check
+from .._core.errors import ConfigError
 from .._core.typing import PyTree
 from . import notes
-from .types import (
-    Transform,
-    call_apply,
-    call_init,
-    call_update,
-    checked,
-    has_updated,
-    increment,
-    recorded,
-    transform,
-)
+from .adapt import adapt
+from .types import Guard, Transform, increment, skipped, transform
 
 
-class SkipNonfiniteState(NamedTuple):
-    """What became of the last call, of all calls, and the inner transform's state."""
-
+class _SkipNonfinite(NamedTuple):
     skipped: jax.Array  # int32, shape (): 1 if the last call was skipped, else 0
     total_skipped: jax.Array  # int32, shape (): calls skipped so far
     bad: jax.Array  # int32, [2 + 4 * leaves]: what `bad_step` reads
     inner_state: Any
-    records = ("skipped",)
 
-    @property
-    def applied(self) -> jax.Array:
-        """Whether the last call was let through."""
-        return self.skipped == 0
+
+class SkipNonfiniteState(Guard, _SkipNonfinite):
+    """What became of the last call, of all calls, and the inner transform's state."""
+
+    records = ("skipped",)
 
 
 @transform
@@ -74,19 +64,20 @@ def skip_nonfinite(tx: optax.GradientTransformation, check_updates: bool = False
       >>> p.tolist(), bool(applied), int(state.total_skipped)
       ([1.0], False, 1)
     """
-    tx = checked(tx)
-    looks_ahead = check_updates and not (isinstance(tx, Transform) and tx.owns_apply)
+    tx = adapt(tx)
+    # What evaluates the loss elsewhere may find there what the gradient given to it does not say.
+    looks_ahead = (check_updates or tx.evaluates) and not tx.owns_apply
 
     def start():
         return SkipNonfiniteState(zero(), zero(), zero(), ())
 
-    def judge(updates, state, params, seen, extra):
+    def judge(updates, state, params, seen, first, extra):
         del seen
-        good = finite_step(updates, extra)
+        good = first & finite_step(updates, extra)
         if looks_ahead:
             good = jax.lax.cond(
                 good,
-                lambda: all_finite(call_update(tx, updates, state.inner_state, params, **extra)[0]),
+                lambda: all_finite(tx.update(updates, state.inner_state, params, **extra)[0]),
                 lambda: jnp.asarray(False),
             )
         return good, {}
@@ -94,9 +85,7 @@ def skip_nonfinite(tx: optax.GradientTransformation, check_updates: bool = False
     return guarded(tx, start, judge)
 
 
-class SkipSpikesState(NamedTuple):
-    """The norms that later ones are measured by, and what became of the last call and of all calls."""
-
+class _SkipSpikes(NamedTuple):
     grad_norm: jax.Array  # float32, shape (): the norm of the last call
     norms: jax.Array  # float32, [window]: a ring of the last norms that were let through
     count: jax.Array  # int32, shape (): how many were let through so far
@@ -104,12 +93,12 @@ class SkipSpikesState(NamedTuple):
     total_skipped: jax.Array  # int32, shape (): calls skipped so far
     bad: jax.Array  # int32, [2 + 4 * leaves]: what `bad_step` reads
     inner_state: Any
-    records = ("grad_norm", "skipped")
 
-    @property
-    def applied(self) -> jax.Array:
-        """Whether the last call was let through."""
-        return self.skipped == 0
+
+class SkipSpikesState(Guard, _SkipSpikes):
+    """The norms that later ones are measured by, and what became of the last call and of all calls."""
+
+    records = ("grad_norm", "skipped")
 
 
 @transform
@@ -151,7 +140,7 @@ def skip_spikes(tx: optax.GradientTransformation, factor: float = 10.0, window: 
       [-3.0] False
       [-8.5] True
     """
-    tx = checked(tx)
+    tx = adapt(tx)
     check.number("factor", factor, above=1)
     window = check.integer("window", window, at_least=1)
 
@@ -159,12 +148,12 @@ def skip_spikes(tx: optax.GradientTransformation, factor: float = 10.0, window: 
         norm, norms = jnp.zeros((), jnp.float32), jnp.zeros((window,), jnp.float32)
         return SkipSpikesState(norm, norms, zero(), zero(), zero(), zero(), ())
 
-    def judge(updates, state, params, seen, extra):
+    def judge(updates, state, params, seen, first, extra):
         del params
         norm = tree.norm(updates)
         usual = jnp.mean(state.norms)
         spike = (state.count >= window) & (norm > jnp.float32(factor) * usual)
-        good = (norm < jnp.inf) & finite_step((), extra) & ~spike
+        good = first & (norm < jnp.inf) & finite_step((), extra) & ~spike
         counts = good & seen
         at = state.count % window
         norms = state.norms.at[at].set(jnp.where(counts, norm, state.norms[at]))
@@ -174,7 +163,7 @@ def skip_spikes(tx: optax.GradientTransformation, factor: float = 10.0, window: 
 
 
 def guarded(
-    tx: optax.GradientTransformation,
+    tx: Transform,
     start: Callable[[], Any],
     judge: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
 ) -> Transform:
@@ -183,21 +172,29 @@ def guarded(
     Args:
       tx: the inner transform.
       start: the guard's first state, fresh arrays, with fields `skipped`, `total_skipped`, `bad` and `inner_state`.
-      judge: `(updates, state, params, seen, extra) -> (good, changes)`: whether to take the step, and new values
-        of the guard's own fields; `seen` is False for a batch that weighs nothing, which is neither good nor bad.
+      judge: `(updates, state, params, seen, first, extra) -> (good, changes)`: whether to take the step, and new
+        values of the guard's own fields; `seen` is False for a batch that weighs nothing, which is neither good nor
+        bad, and `first` False if `tx` takes a gradient of its own from one that was not finite.
     """
-    holds_back = isinstance(tx, Transform) and tx.holds_back
-    owns_apply = isinstance(tx, Transform) and tx.owns_apply
+    if tx.looks_late:
+        raise ConfigError(
+            f"`tx` {tx!r} takes a gradient of its own when a window closes, where a guard around the window cannot "
+            f"see it: put the guard inside, `MultiSteps(skip_nonfinite(sam(tx)), k)`"
+        )
 
     def init_fn(params):
         notes.announce(params)
         bad = notes.nothing(len(jax.tree.leaves(params)))
-        return start()._replace(bad=bad, inner_state=call_init(tx, params))
+        return start()._replace(bad=bad, inner_state=tx.init(params))
 
     def judged(updates, state, params, extra):
+        """What is judged is what arrives: a second gradient, where `tx` takes one."""
         weight = extra.get("weight")
         seen = jnp.asarray(True) if weight is None else jnp.asarray(weight) > 0
-        return seen, *judge(updates, state, params, seen, extra)
+        first = finite_step(updates, extra) if tx.looks else jnp.asarray(True)
+        updates, extra = tx.look(updates, state.inner_state, params, **extra)
+        good, changes = judge(updates, state, params, seen, first, extra)
+        return updates, extra, seen, good, changes
 
     def noted(updates, state, params, extra):
         found = notes.note(extra.get("step"), extra.get("value"), updates, params)
@@ -205,40 +202,42 @@ def guarded(
         return jnp.where((found[1] > 0) & (state.skipped == 0), found, state.bad)
 
     def counted(state, good, taken, bad, inner, changes):
-        skipped = ~good
-        for name, flag in recorded(inner).items():  # a guard further in may have skipped what this one took
-            if name.rpartition("/")[2] == "skipped":
-                skipped |= taken & (flag > 0)
-        total = jnp.where(skipped, increment(state.total_skipped), state.total_skipped)
-        skipped = skipped.astype(jnp.int32)
-        return state._replace(skipped=skipped, total_skipped=total, bad=bad, inner_state=inner, **changes)
+        left_out = ~good
+        inside = skipped(inner)  # a guard further in may have skipped what this one took
+        if inside is not None:
+            left_out |= taken & inside
+        total = jnp.where(left_out, increment(state.total_skipped), state.total_skipped)
+        left_out = left_out.astype(jnp.int32)
+        return state._replace(skipped=left_out, total_skipped=total, bad=bad, inner_state=inner, **changes)
 
     # A cond, and not a selection between both outcomes: XLA would keep the old state and the new alive at once
     # (two copies of the parameters on CPU, and three times the time); a cond's branches work in place.
 
     def update_fn(updates, state, params=None, **extra):
-        _, good, changes = judged(updates, state, params, extra)
+        updates, extra, _, good, changes = judged(updates, state, params, extra)
 
         def take(inner):
-            new, inner = call_update(tx, updates, inner, params, **extra)
-            return tree.cast_like(new, updates), inner, state.bad
+            new, inner = tx.update(updates, inner, params, **extra)
+            return new, inner, state.bad
+
+        shapes = jax.eval_shape(take, state.inner_state)[0]
 
         def leave(inner):
-            return tree.zeros_like(updates), inner, noted(updates, state, params, extra)
+            return tree.zeros_like(shapes), inner, noted(updates, state, params, extra)
 
         new, inner, bad = jax.lax.cond(good, take, leave, state.inner_state)
         return new, counted(state, good, good, bad, inner, changes)
 
     def apply_fn(updates, state, params, **extra):
-        seen, good, changes = judged(updates, state, params, extra)
+        updates, extra, seen, good, changes = judged(updates, state, params, extra)
         # A batch of weight zero is no step either (and no skip); a `tx` that owns `apply` sees to that itself.
-        taken = good if owns_apply else good & seen
+        taken = good if tx.owns_apply else good & seen
 
         def take(params, inner):
-            if owns_apply:
-                return *call_apply(tx, updates, inner, params, **extra), state.bad
-            new, after = call_update(tx, updates, inner, params, **extra)
-            return tree.add(params, new), after, has_updated(inner, after), state.bad
+            if tx.owns_apply:
+                return *tx.apply(updates, inner, params, **extra), state.bad
+            new, after = tx.update(updates, inner, params, **extra)
+            return tree.add(params, new), after, tx.passed(after), state.bad
 
         def leave(params, inner):
             return params, inner, jnp.asarray(False), noted(updates, state, params, extra)
@@ -247,10 +246,22 @@ def guarded(
         return params, counted(state, good, taken, bad, inner, changes), applied
 
     def flush_fn(state, params, **extra):
-        updates, inner = tx.flush(state.inner_state, params, **extra)  # type: ignore[union-attr]
+        updates, inner = tx.flush(state.inner_state, params, **extra)
         return updates, state._replace(inner_state=inner)
 
-    return Transform(init_fn, update_fn, apply_fn, {"inner": tx}, flush_fn if holds_back else None)
+    def look_fn(updates, state, params, **extra):
+        return tx.look(updates, state.inner_state, params, **extra)
+
+    return Transform(
+        init_fn,
+        update_fn,
+        apply_fn,
+        {"inner": tx},
+        flush_fn if tx.holds_back else None,
+        look=look_fn if tx.looks else None,
+        passed=lambda state: state.applied & tx.passed(state.inner_state),
+        gates=True,
+    )
 
 
 def zero() -> jax.Array:

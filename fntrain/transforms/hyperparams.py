@@ -13,26 +13,23 @@ from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import ArrayLike
+from .adapt import adapt
 from .decay import ScaleByLearningRateState
-from .types import Transform, call_apply, call_init, call_update, checked, transform
+from .types import Recording, Transform, nodes, opt_state_of, transform
 
 
-class HyperparamsState(NamedTuple):
-    """The numbers, by the names of the factory's arguments, and the state of the transform they make."""
-
+class _Hyperparams(NamedTuple):
     hyperparams: dict[str, jax.Array]  # float32, shape ()
     inner_state: Any
 
-    @property
-    def records(self) -> tuple[str, ...]:
-        """The names that no transform inside reports itself."""
-        inside = {n for _, node in tree.named_nodes(self.inner_state) for n in getattr(node, "records", ())}
-        return tuple(name for name in self.hyperparams if name not in inside)
 
-    def __getattr__(self, name: str) -> jax.Array:
-        if name in self.hyperparams:
-            return self.hyperparams[name]
-        raise AttributeError(name)
+class HyperparamsState(Recording, _Hyperparams):
+    """The numbers, by the names of the factory's arguments, and the state of the transform they make."""
+
+    def recorded(self) -> dict[str, jax.Array]:
+        """Those that no transform inside reports itself."""
+        inside = {name for node in nodes(self.inner_state, Recording) for name in node.recorded()}
+        return {name: x for name, x in self.hyperparams.items() if name not in inside}
 
 
 @transform
@@ -82,8 +79,8 @@ def with_hyperparams(factory: Callable[..., optax.GradientTransformation], **val
         check.number(name, x)
     others = {name: x for name, x in values.items() if name not in numbers}
 
-    def make(hyperparams: dict[str, Any]) -> optax.GradientTransformation:
-        return checked(factory(**others, **hyperparams), "factory(...)")
+    def make(hyperparams: dict[str, Any]) -> Transform:
+        return adapt(factory(**others, **hyperparams), "factory(...)")
 
     # Made once with numbers that can be read, for its refusals, and to know what it is made of. NumPy's float32 and
     # not Python's floats, so that a zero leaves no stage out: in the state it may become another number.
@@ -91,26 +88,31 @@ def with_hyperparams(factory: Callable[..., optax.GradientTransformation], **val
 
     def init_fn(params):
         hyperparams = {name: jnp.asarray(x, jnp.float32) for name, x in numbers.items()}
-        return HyperparamsState(hyperparams, call_init(make(hyperparams), params))
+        return HyperparamsState(hyperparams, make(hyperparams).init(params))
 
     def update_fn(updates, state, params=None, **extra):
-        updates, inner = call_update(make(state.hyperparams), updates, state.inner_state, params, **extra)
+        updates, inner = make(state.hyperparams).update(updates, state.inner_state, params, **extra)
         return updates, HyperparamsState(state.hyperparams, inner)
 
     def apply_fn(updates, state, params, **extra):
-        params, inner, applied = call_apply(
-            make(state.hyperparams), updates, state.inner_state, params, **extra
-        )
+        params, inner, applied = make(state.hyperparams).apply(updates, state.inner_state, params, **extra)
         return params, HyperparamsState(state.hyperparams, inner), applied
 
     def flush_fn(state, params, **extra):
-        updates, inner = make(state.hyperparams).flush(state.inner_state, params, **extra)  # type: ignore[attr-defined]
+        updates, inner = make(state.hyperparams).flush(state.inner_state, params, **extra)
         return updates, HyperparamsState(state.hyperparams, inner)
 
-    owns = isinstance(example, Transform) and example.owns_apply
-    holds_back = isinstance(example, Transform) and example.holds_back
+    def look_fn(updates, state, params, **extra):
+        return make(state.hyperparams).look(updates, state.inner_state, params, **extra)
+
     return Transform(
-        init_fn, update_fn, apply_fn if owns else None, {"inner": example}, flush_fn if holds_back else None
+        init_fn,
+        update_fn,
+        apply_fn if example.owns_apply else None,
+        {"inner": example},
+        flush_fn if example.holds_back else None,
+        look=look_fn if example.looks else None,
+        passed=lambda state: make(state.hyperparams).passed(state.inner_state),
     )
 
 
@@ -236,11 +238,6 @@ def set_multiplier(state: Any, multiplier: ArrayLike) -> Any:
         return node._replace(multiplier=placed_like(multiplier, node.multiplier))
 
     return with_opt_state(state, replace_nodes(opt_state, ScaleByLearningRateState, change))
-
-
-def opt_state_of(state: Any) -> Any:
-    """The optimizer state of a TrainState; anything else is taken for one."""
-    return state.opt_state if hasattr(state, "opt_state") and hasattr(state, "params") else state
 
 
 def with_opt_state(state: Any, opt_state: Any) -> Any:

@@ -10,25 +10,24 @@ from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import PyTree
+from .adapt import adapt
 from .guard import finite_step, guarded, zero
-from .types import checked, transform
+from .types import Guard, transform
 
 
-class DynamicLossScaleState(NamedTuple):
-    """The scale, what became of the last call and of all calls, and the inner transform's state."""
-
+class _DynamicLossScale(NamedTuple):
     loss_scale: jax.Array  # float32, shape (): what the next step multiplies its loss by
     good_steps: jax.Array  # int32, shape (): finite calls since the scale last changed
     skipped: jax.Array  # int32, shape (): 1 if the last call was skipped, else 0
     total_skipped: jax.Array  # int32, shape (): calls skipped so far
     bad: jax.Array  # int32, [2 + 4 * leaves]: what `bad_step` reads
     inner_state: Any
-    records = ("loss_scale", "skipped")
 
-    @property
-    def applied(self) -> jax.Array:
-        """Whether the last call was let through."""
-        return self.skipped == 0
+
+class DynamicLossScaleState(Guard, _DynamicLossScale):
+    """The scale, what became of the last call and of all calls, and the inner transform's state."""
+
+    records = ("loss_scale", "skipped")
 
 
 @transform
@@ -86,7 +85,7 @@ def dynamic_loss_scale(
     References:
       Micikevicius et al., *Mixed precision training*, 2018.
     """
-    tx = checked(tx)
+    tx = adapt(tx)
     check.number("growth", growth, above=1)
     interval = check.integer("interval", interval, at_least=1)
     check.number("min", min, above=0)
@@ -97,9 +96,9 @@ def dynamic_loss_scale(
         scale = jnp.full((), init, jnp.float32)
         return DynamicLossScaleState(scale, zero(), zero(), zero(), zero(), ())
 
-    def judge(updates, state, params, seen, extra):
+    def judge(updates, state, params, seen, first, extra):
         del params
-        good = finite_step(updates, extra)
+        good = first & finite_step(updates, extra)
         run = jnp.where(good, state.good_steps + seen.astype(jnp.int32), 0)
         grows = run >= interval
         up = jnp.minimum(state.loss_scale * jnp.float32(growth), jnp.float32(max))

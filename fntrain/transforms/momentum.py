@@ -10,7 +10,7 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import PyTree, ScheduleLike
 from .scheduled import scheduled
-from .types import at_step, increment, is_zero, like, transform
+from .types import Transform, at_step, increment, is_zero, like, transform
 
 
 class MomentumState(NamedTuple):
@@ -85,7 +85,7 @@ def momentum(decay: ScheduleLike, nesterov: bool = False, dampening: ScheduleLik
         state = MomentumState(increment(state.count), velocity, values(state.count))
         return jax.tree.map(step, updates, velocity), state
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=True)
 
 
 @transform

@@ -15,7 +15,7 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import ArrayLike
 from .._core.value import Value, factory
-from .types import increment, like, transform
+from .types import Recording, Transform, increment, like, transform
 
 _LARGEST = np.finfo(np.float32).max
 
@@ -220,13 +220,16 @@ def _compared(xp: Any, mode: str, value: Any, best: Any, rtol: float, atol: floa
     return xp.where(better, value, best), better
 
 
-class ReduceOnPlateauState(NamedTuple):
-    """The rule's state, and the losses gathered for its next check."""
-
+class _ReduceOnPlateau(NamedTuple):
     plateau: PlateauState
     count: jax.Array  # int32, shape (): losses gathered
     total: jax.Array  # float32, shape (): their weighted sum
     weight: jax.Array  # float32, shape (): their weight
+
+
+class ReduceOnPlateauState(Recording, _ReduceOnPlateau):
+    """The rule's state, and the losses gathered for its next check."""
+
     records = ("plateau_scale",)
 
     @property
@@ -325,4 +328,4 @@ def reduce_on_plateau(
         new, old = (after, *empty), (state.plateau, count, total, gathered)
         return ReduceOnPlateauState(*jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old))
 
-    return init_fn, update_fn
+    return Transform(init_fn, update_fn, rescales=False)

@@ -6,23 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from .._core.typing import ScheduleLike
-from .types import at_step, increment
+from .types import Recording, at_step, increment
 
 
-class Scheduled(NamedTuple):
-    """What the schedules of a transform said at the last update, by name."""
-
+class _Scheduled(NamedTuple):
     values: dict[str, jax.Array]  # float32, shape ()
 
-    @property
-    def records(self) -> tuple[str, ...]:
-        """All of them."""
-        return tuple(self.values)
 
-    def __getattr__(self, name: str) -> jax.Array:
-        if name in self.values:
-            return self.values[name]
-        raise AttributeError(name)
+class Scheduled(Recording, _Scheduled):
+    """What the schedules of a transform said at the last update, by name."""
+
+    def recorded(self) -> dict[str, jax.Array]:
+        """All of them."""
+        return dict(self.values)
 
 
 def scheduled(count: jax.Array, **hyperparameters: ScheduleLike) -> Any:

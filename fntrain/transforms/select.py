@@ -11,7 +11,8 @@ import optax
 from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import PyTree
-from .types import Transform, call_apply, call_init, call_update, check_stages, checked, kept, transform
+from .adapt import adapt
+from .types import Transform, check_stages, kept, transform
 
 # What is not selected is None in the trees that the inner transform sees. None is a tree without leaves, so the
 # inner transform has no state for such leaves, and does not count them in a norm.
@@ -50,13 +51,13 @@ def by_path(groups: Mapping[str, optax.GradientTransformation]) -> Any:
         raise ConfigError(
             f"`groups` must be a dict {{regex: transform}} with at least one entry, got {groups!r}"
         )
-    stages = {pattern: checked(tx, f"groups[{pattern!r}]") for pattern, tx in groups.items()}
+    stages = {pattern: adapt(tx, f"groups[{pattern!r}]") for pattern, tx in groups.items()}
     for pattern in stages:
         tree.compiled(pattern, "groups")
 
     def init_fn(params):
         _check_groups(list(stages), params)
-        return kept({p: call_init(tx, part) for (p, tx), part in zip(stages.items(), parts(stages, params))})
+        return kept({p: tx.init(part) for (p, tx), part in zip(stages.items(), parts(stages, params))})
 
     def members(updates, state, params, extra):
         check_stages(state, stages)
@@ -66,14 +67,14 @@ def by_path(groups: Mapping[str, optax.GradientTransformation]) -> Any:
     def update_fn(updates, state, params=None, **extra):
         new, new_state = [], {}
         for pattern, tx, u, s, p, extra_args in members(updates, state, params, extra):
-            u, new_state[pattern] = call_update(tx, u, s, p, **extra_args)
+            u, new_state[pattern] = tx.update(u, s, p, **extra_args)
             new.append(u)
         return joined(*new), kept(new_state)
 
     def apply_fn(updates, state, params, **extra):
         new, new_state, applied = [], {}, jnp.asarray(False)
         for pattern, tx, u, s, p, extra_args in members(updates, state, params, extra):
-            p, new_state[pattern], stepped = call_apply(tx, u, s, p, **extra_args)
+            p, new_state[pattern], stepped = tx.apply(u, s, p, **extra_args)
             new.append(p)
             applied |= stepped
         return joined(*new), kept(new_state), applied
@@ -82,18 +83,38 @@ def by_path(groups: Mapping[str, optax.GradientTransformation]) -> Any:
         new, new_state = [], {}
         for pattern, tx, u, s, p, extra_args in members(nothing(params, jnp.float32), state, params, extra):
             new_state[pattern] = s
-            if isinstance(tx, Transform) and tx.holds_back:
+            if tx.holds_back:
                 u, new_state[pattern] = tx.flush(s, p, **extra_args)
             new.append(u)
         return joined(*new), kept(new_state)
 
-    own = [tx for tx in stages.values() if isinstance(tx, Transform)]
+    def look_fn(updates, state, params, **extra):
+        new, told = [], {}
+        for _, tx, u, s, p, extra_args in members(updates, state, params, extra):
+            u, after = tx.look(u, s, p, **extra_args)
+            told.update({name: x for name, x in after.items() if name not in extra})
+            new.append(u)
+        return joined(*new), {**extra, **told}
+
+    def passed(state):
+        # One group that let its part through is an update.
+        found = [tx.passed(state.get(pattern, optax.EmptyState())) for pattern, tx in stages.items()]
+        return jnp.any(jnp.stack(found))
+
+    def sees(pattern, params):
+        return dict(zip(stages, parts(stages, params)))[pattern]
+
+    own = list(stages.values())
     return Transform(
         init_fn,
         update_fn,
         apply_fn if any(tx.owns_apply for tx in own) else None,
         stages,
         flush_fn if any(tx.holds_back for tx in own) else None,
+        look=look_fn if any(tx.looks for tx in own) else None,
+        sees=sees,
+        side_by_side=True,
+        passed=passed,
     )
 
 
@@ -126,7 +147,7 @@ def freeze(tx: optax.GradientTransformation, regex: str | Sequence[str]) -> Any:
       >>> p["encoder"].tolist(), p["head"].tolist()
       ([1.0], [0.0])
     """
-    tx = checked(tx)
+    tx = adapt(tx)
     patterns = [regex] if isinstance(regex, str) else list(regex)
     if not patterns:
         raise ConfigError(
@@ -138,26 +159,40 @@ def freeze(tx: optax.GradientTransformation, regex: str | Sequence[str]) -> Any:
 
     def init_fn(params):
         tree.regex_mask(patterns, params, name="regex")  # for its errors
-        return call_init(tx, split(params)[1])
+        return tx.init(split(params)[1])
 
     def update_fn(updates, state, params=None, **extra):
         (frozen, updates), part = split(updates), split(params)[1]
-        updates, state = call_update(tx, updates, state, part, **_seen_from(part, params, extra))
+        updates, state = tx.update(updates, state, part, **_seen_from(part, params, extra))
         return joined(updates, nothing(frozen)), state
 
     def apply_fn(updates, state, params, **extra):
         frozen, part = split(params)
         extra = _seen_from(part, params, extra)
-        part, state, applied = call_apply(tx, split(updates)[1], state, part, **extra)
+        part, state, applied = tx.apply(split(updates)[1], state, part, **extra)
         return joined(part, frozen), state, applied
 
     def flush_fn(state, params, **extra):
         frozen, part = split(params)
-        updates, state = tx.flush(state, part, **_seen_from(part, params, extra))  # type: ignore[union-attr]
+        updates, state = tx.flush(state, part, **_seen_from(part, params, extra))
         return joined(updates, nothing(frozen, jnp.float32)), state
 
-    holds_back = isinstance(tx, Transform) and tx.holds_back
-    return Transform(init_fn, update_fn, apply_fn, {"inner": tx}, flush_fn if holds_back else None)
+    def look_fn(updates, state, params, **extra):
+        (frozen, updates), part = split(updates), split(params)[1]
+        updates, told = tx.look(updates, state, part, **_seen_from(part, params, extra))
+        new = {name: x for name, x in told.items() if name not in extra}
+        return joined(updates, nothing(frozen)), {**extra, **new}
+
+    return Transform(
+        init_fn,
+        update_fn,
+        apply_fn,
+        {"inner": tx},
+        flush_fn if tx.holds_back else None,
+        look=look_fn if tx.looks else None,
+        sees=lambda _, params: split(params)[1],
+        passed=tx.passed,
+    )
 
 
 def parts(patterns: Iterable[str], x: PyTree) -> list[PyTree]:
@@ -194,15 +229,21 @@ def nothing(x: PyTree, dtype: Any = None) -> PyTree:
 
 
 def _seen_from(part: PyTree, params: PyTree, extra: dict[str, Any]) -> dict[str, Any]:
-    """The extra arguments, with a `value_and_grad_fn` that takes and returns the leaves of `part` alone."""
+    """The extra arguments as those see them who know the leaves of `part` alone."""
+    own = set(tree.paths(part))
+
+    def of_part(grads: PyTree) -> PyTree:
+        return tree.map_with_path(lambda path, leaf: leaf if path in own else None, grads)
+
+    if extra.get("grad") is not None:
+        extra = {**extra, "grad": of_part(extra["grad"])}
     function = extra.get("value_and_grad_fn")
     if function is None:
         return extra
 
     def value_and_grad_fn(moved: PyTree) -> tuple[jax.Array, PyTree]:
         value, grads = function(joined(moved, params))
-        own = set(tree.paths(part))
-        return value, tree.map_with_path(lambda path, leaf: leaf if path in own else None, grads)
+        return value, of_part(grads)
 
     return {**extra, "value_and_grad_fn": value_and_grad_fn}
 

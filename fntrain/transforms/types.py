@@ -1,14 +1,15 @@
-"""Transform, and chain, the way to compose them.
+"""Transform, and what a transform's state may say by its type.
 
-A transform is optax's pair `(init, update)`: gradients in, updates out. Ours adds three things to the pair: the
-call that made it (so equal transforms are equal, and print as their call), `apply`, which a transform may own
-when adding its updates to the parameters itself saves memory traffic, and `records`, names of scalars in its
-state that the step reports.
+A transform is optax's pair `(init, update)`: gradients in, updates out. Ours adds to the pair the call that made it
+(so equal transforms are equal, and print as their call), `apply`, which a transform may own when adding its updates
+to the parameters itself saves memory traffic, `flush`, if it holds gradients back, and the stages it is made of.
+
+What the toolkit reads from a state it declares here, as a base class of the state's tuple: `Recording`, `Guard`,
+`Window`, `Averaging`. The name of a field alone never has a meaning.
 """
 
 import html
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,90 @@ import optax
 from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree, ScheduleLike
-from .._core.value import Value, closure_name, factory
+from .._core.value import Value, factory
+
+
+class Recording:
+    """Base of a state tuple some of whose scalars the step reports: those named in `records`.
+
+    Examples:
+      >>> from typing import NamedTuple
+      >>> class Seen(NamedTuple):
+      ...     largest: jax.Array
+      >>> class SeenState(Recording, Seen):
+      ...     records = ("largest",)
+      >>> SeenState(jnp.float32(2)).recorded()
+      {'largest': Array(2., dtype=float32)}
+    """
+
+    __slots__ = ()
+    records: tuple[str, ...] = ()
+
+    def recorded(self) -> dict[str, jax.Array]:
+        """The scalars by name."""
+        return {name: getattr(self, name) for name in self.records}
+
+
+class Guard(Recording):
+    """Base of the state of a transform that may skip a call, so that it leaves no trace.
+
+    Attributes:
+      skipped: int32, shape (): 1 if the last call was skipped, else 0.
+      total_skipped: int32, shape (): calls skipped so far.
+      bad: what `bad_step` reads, as `transforms.notes` writes it.
+    """
+
+    __slots__ = ()
+    skipped: jax.Array
+    total_skipped: jax.Array
+    bad: jax.Array
+
+    @property
+    def applied(self) -> jax.Array:
+        """Whether the last call was let through."""
+        return self.skipped == 0
+
+
+class Window(Recording):
+    """Base of the state of a transform that holds gradients back for later.
+
+    Attributes:
+      applied: bool, shape (): whether the last call let an update through.
+    """
+
+    __slots__ = ()
+    applied: jax.Array
+
+    def is_open(self) -> jax.Array:
+        """Whether the window holds anything that a flush would apply."""
+        return ~self.applied
+
+
+class Averaging:
+    """Base of the state of a transform that is to be evaluated at other parameters than those that are trained."""
+
+    __slots__ = ()
+
+    def evaluation_params(self, params: Params) -> Params:
+        """Where to evaluate, float32 at least; None for leaves that are evaluated as they are."""
+        raise NotImplementedError
+
+
+class Carrier:
+    """Base of what carries parameters and an optimizer's state together, as a TrainState does."""
+
+    __slots__ = ()
+    params: Params
+    opt_state: Any
+
+    def replace(self, **changes: Any) -> Any:
+        """The same with some fields changed."""
+        raise NotImplementedError
+
+
+def opt_state_of(state: Any) -> Any:
+    """The optimizer state of a TrainState; anything else is taken for one."""
+    return state.opt_state if isinstance(state, Carrier) else state
 
 
 class Transform(Value, optax.GradientTransformationExtraArgs):
@@ -31,33 +115,77 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
     Attributes:
       init: `params -> state`.
       update: `(updates, state, params=None, **extra) -> (updates, state)`; unknown extra arguments are ignored.
+        `train_step` gives `value` and `grad` (loss and gradient of the step), `weight` (the total weight behind
+        them), `step`, and `value_fn` and `value_and_grad_fn`, functions of parameters.
       apply: `(updates, state, params, **extra) -> (params, state, applied)`: one whole step on the parameters;
         `applied` is a scalar bool array, False if this call changed no parameter on purpose (a window of
         `MultiSteps` that stays open, say).
       stages: the transforms this one is made of, by name; empty for a plain one.
+      side_by_side: whether the stages have a part of the parameters each, and do not follow one another.
+      rescales: whether the updates behind it are another direction than the gradient's, so that decay added to them
+        is decoupled; None where nobody said.
+      evaluates: whether it may evaluate the loss at parameters of its own choice, as line searches do.
+      gates: whether it may keep a call back, or skip it.
+      observes: whether it lets updates through as they are, and only looks at them.
+      mixed: whether it may keep a call from a part of the parameters alone.
     """
 
-    stages: Mapping[str, optax.GradientTransformation]
+    stages: Mapping[str, "Transform"]
     _apply: Callable[..., Any] | None
     _flush: Callable[..., Any] | None
+    _look: Callable[..., Any] | None
+    _sees: Callable[[str, PyTree], PyTree] | None
+    _passed: Callable[[Any], jax.Array] | None
+    side_by_side: bool
+    rescales: bool | None
+    evaluates: bool
+    gates: bool
+    mixed: bool
+    observes: bool
 
     def __new__(
         cls,
         init: Callable[..., Any],
         update: Callable[..., Any],
         apply: Callable[..., Any] | None = None,
-        stages: Mapping[str, optax.GradientTransformation] | None = None,
+        stages: "Mapping[str, Transform] | None" = None,
         flush: Callable[..., Any] | None = None,
+        *,
+        look: Callable[..., Any] | None = None,
+        sees: Callable[[str, PyTree], PyTree] | None = None,
+        side_by_side: bool = False,
+        rescales: bool | None = None,
+        evaluates: bool = False,
+        passed: Callable[[Any], jax.Array] | None = None,
+        gates: bool = False,
+        observes: bool = False,
     ):
         """Make one; see the class for what the functions are."""
         self = super().__new__(cls, init, update)  # type: ignore[call-arg]
-        self._apply = apply
-        self._flush = flush
+        self._apply, self._flush, self._look, self._sees, self._passed = apply, flush, look, sees, passed
         self.stages = dict(stages or {})
+        self.side_by_side, self.observes = side_by_side, observes
+        inner = self.stages.values()
+        said = [stage.rescales for stage in inner]
+        if rescales is None and said:
+            rescales = True if True in said else None if None in said else False
+        self.rescales = rescales
+        self.evaluates = evaluates or any(stage.evaluates for stage in inner)
+        self.gates = gates or any(stage.gates for stage in inner)
+        self.mixed = (side_by_side and self.gates and len(inner) > 1) or any(stage.mixed for stage in inner)
         return self
 
     def _parts(self) -> tuple:
         return (self.init, self.update)
+
+    @property
+    def name(self) -> str:
+        """The name it has in a chain's state: that of its factory."""
+        return self.call.name if self.call is not None else type(self).__name__.lower()
+
+    def made_by(self, factory: Callable[..., Any]) -> bool:
+        """Whether this very factory made it."""
+        return self.call is not None and self.call.factory is factory
 
     @property
     def owns_apply(self) -> bool:
@@ -85,13 +213,54 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
             return tree.zeros_like(params), state
         return self._flush(state, params, **extra)
 
+    @property
+    def looks(self) -> bool:
+        """True if the transform acts on another gradient than the one it is given: one that it takes itself."""
+        return self._look is not None
+
+    @property
+    def looks_late(self) -> bool:
+        """True if a transform inside takes a gradient of its own at a time of its own: when a window closes."""
+        return not self.looks and any(stage.looks or stage.looks_late for stage in self.stages.values())
+
+    def look(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Any, dict[str, Any]]:
+        """The gradient it acts on, and the extra arguments that `update` is to get with it instead.
+
+        So a guard around it judges what arrives, and not what was left behind.
+        """
+        if self._look is None:
+            return updates, extra
+        return self._look(updates, state, params, **extra)
+
+    def passed(self, state: Any) -> jax.Array:
+        """Whether the call that returned this state let an update through: a scalar bool array."""
+        return let_through(state) if self._passed is None else self._passed(state)
+
+    def seen(self, name: str, params: PyTree) -> PyTree:
+        """The part of a tree of parameters that a stage sees; None for the leaves that it does not."""
+        return params if self._sees is None else self._sees(name, params)
+
+    def evaluation_params(self, opt_state: Any, params: Params) -> Params:
+        """The parameters to evaluate at: averages, where the transform keeps some; else `params`.
+
+        Args:
+          opt_state: its state.
+          params: the parameters that are trained.
+
+        Returns:
+          A tree like `params`, in its dtypes.
+        """
+        for node in nodes(opt_state, Averaging):
+            params = _evaluated(node, params)
+        return params
+
     def _repr_html_(self) -> str:
         """The table a notebook shows: one row a stage, with its arguments."""
         rows = "".join(
             f"<tr><td style='text-align:left'><code>{html.escape(name)}</code></td>"
             f"<td style='text-align:left'><code>{html.escape(what)}</code></td>"
             f"<td style='text-align:left'>{html.escape(arguments)}</td></tr>"
-            for name, what, arguments in stage_rows(self)
+            for name, what, arguments in _stage_rows(self)
         )
         head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("stage", "transform", "arguments"))
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -103,224 +272,109 @@ transform = factory(Transform)
 """Decorator: a function that returns `(init_fn, update_fn)` (or a fresh Transform) makes Transforms."""
 
 
-def stage_rows(tx: optax.GradientTransformation, prefix: str = "") -> list[tuple[str, str, str]]:
-    """`(name, transform, arguments)` of every stage in order, nested ones by path."""
-    call = tx.call if isinstance(tx, Transform) else None
-    name = prefix or (call.name if call else closure_name(tx) or type(tx).__name__)
-    stages = tx.stages if isinstance(tx, Transform) else {}
-    what = call.name if call else f"{closure_name(tx)} (optax)"
-    inner = {repr(s) for s in stages.values()}
-    shown = (
-        {k: v for k, v in call.shown().items() if v not in inner and not k.startswith("*")} if call else {}
+def _evaluated(node: Averaging, params: Params) -> Params:
+    found = node.evaluation_params(params)
+    return jax.tree.map(
+        lambda a, p: p if a is None else a.astype(p.dtype), found, params, is_leaf=lambda x: x is None
     )
-    rows = [(name, what, ", ".join(f"{k}={v}" for k, v in shown.items()))]
+
+
+def _stage_rows(tx: Transform, prefix: str = "") -> list[tuple[str, str, str]]:
+    """`(name, transform, arguments)` of every stage in order, nested ones by path."""
+    what = tx.call.name if tx.call is not None else repr(tx)
+    inner = {repr(stage) for stage in tx.stages.values()}
+    shown = {} if tx.call is None else tx.call.shown()
+    shown = {k: v for k, v in shown.items() if v not in inner and not k.startswith("*")}
+    rows = [(prefix or tx.name, what, ", ".join(f"{k}={v}" for k, v in shown.items()))]
     if what == "chain":  # the chain itself says nothing its stages don't
         rows = []
-    for key, stage in stages.items():
-        rows += stage_rows(stage, f"{prefix}/{key}" if prefix else key)
+    for key, stage in tx.stages.items():
+        rows += _stage_rows(stage, f"{prefix}/{key}" if prefix else key)
     return rows
 
 
 def update_and_add(
-    tx: optax.GradientTransformation, updates: Any, state: Any, params: Params, **extra: Any
+    tx: Transform, updates: Any, state: Any, params: Params, **extra: Any
 ) -> tuple[Params, Any, jax.Array]:
     """`update`, then addition to the parameters, with nothing changed where the weight is zero."""
     weight = extra.get("weight")
     if weight is None or is_positive(weight):
-        new_updates, new_state = call_update(tx, updates, state, params, **extra)
-        return tree.add(params, new_updates), new_state, has_updated(state, new_state)
+        new_updates, new_state = tx.update(updates, state, params, **extra)
+        return tree.add(params, new_updates), new_state, tx.passed(new_state)
     seen = jnp.asarray(weight) > 0
 
     def run(updates: Any, state: Any) -> tuple[Any, Any]:
-        new_updates, new_state = call_update(tx, updates, state, params, **extra)
+        new_updates, new_state = tx.update(updates, state, params, **extra)
         return tree.cast_like(new_updates, updates), new_state
 
     # The gradients' slot carries the updates out, and the parameters stay outside: other forms of this branch
     # make XLA copy what they do not change (measured on CPU: one to two times the parameters).
     updates, new_state = jax.lax.cond(seen, run, lambda *kept: kept, updates, state)
     params = jax.tree.map(lambda new, p: jnp.where(seen, new, p), tree.add(params, updates), params)
-    return params, new_state, has_updated(state, new_state) & seen
+    return params, new_state, tx.passed(new_state) & seen
 
 
-def has_updated(old: Any, new: Any) -> jax.Array:
-    """Whether the wrappers in a state, ours (which say so in `applied`) and optax's, let this call through."""
+def nodes(state: PyTree, kind: type | tuple[type, ...]) -> list[Any]:
+    """The nodes of a kind in a state, outermost first."""
+    return [node for _, node in tree.named_nodes(state) if isinstance(node, kind)]
+
+
+def let_through(state: Any) -> jax.Array:
+    """Whether the guards and windows in a state let the call through that returned it."""
     applied = jnp.asarray(True)
-    for (_, before), (_, after) in zip(tree.named_nodes(old), tree.named_nodes(new)):
-        if hasattr(after, "applied"):
-            applied &= after.applied
-        elif isinstance(after, optax.MultiStepsState):
-            applied &= after.gradient_step > before.gradient_step
-        elif isinstance(after, optax.ApplyIfFiniteState):
-            applied &= after.last_finite
+    for node in nodes(state, (Guard, Window)):
+        applied &= node.applied
     return applied
 
 
-def call_update(
-    tx: optax.GradientTransformation, updates: Any, state: Any, params: Params | None, **extra: Any
-) -> tuple[Any, Any]:
-    """`tx.update` for a transform of ours or of optax's.
+def has_gate(state: Any) -> bool:
+    """Whether a state has a guard or a window in it, which may keep a call from what stands behind."""
+    return bool(nodes(state, (Guard, Window)))
 
-    Ours take float32 gradients for parameters of any dtype. A foreign one makes its state in the parameters'
-    dtype and expects gradients in it (else its state would change dtype), so it gets them that way.
+
+def skipped(state: Any) -> jax.Array | None:
+    """Whether any guard in a state skipped the last call; None if there is none."""
+    found = [flag for _, node, flag in _asked(state) if isinstance(node, Guard)]
+    return jnp.any(jnp.stack(found)) if found else None
+
+
+def _asked(state: Any) -> list[tuple[str, Recording, jax.Array]]:
+    """Every recording node with its path, and, of a guard, whether it skipped the last call.
+
+    A guard inside a window that stays open was not asked, and what it says is of an older call.
     """
-    if isinstance(tx, Transform):
-        updates, new_state = tx.update(updates, state, params, **extra)
-    else:
-        updates, new_state = _call_foreign(tx, updates, state, params, extra)
-    difference = tree.aval_difference(state, new_state)
-    if difference:
-        raise ConfigError(
-            f"`{stage_name(tx)}` changes the type of its state in an update, which would compile every step anew: "
-            f"the state {difference}"
-        )
-    return updates, new_state
-
-
-def _call_foreign(
-    tx: optax.GradientTransformation, updates: Any, state: Any, params: Any, extra: dict
-) -> Any:
-    if params is not None:
-        updates = tree.cast_like(updates, params)
-    # Standard promotion is what optax is written for; a strict setting is the user's, for their own code.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, new_state = optax.with_extra_args_support(tx).update(updates, state, params, **extra)
-    if jax.tree.structure(state) == jax.tree.structure(new_state):
-        new_state = tree.cast_like(new_state, state)
-    return updates, new_state
-
-
-def call_apply(
-    tx: optax.GradientTransformation, updates: Any, state: Any, params: Params, **extra: Any
-) -> tuple[Params, Any, jax.Array]:
-    """`tx.apply` for a transform of ours, and what it would be for one of optax's."""
-    step = tx.apply if isinstance(tx, Transform) else partial(update_and_add, tx)
-    return step(updates, state, params, **extra)
-
-
-def call_init(tx: optax.GradientTransformation, params: Params) -> Any:
-    """`tx.init` for a transform of ours or of optax's."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.tree.map(jnp.asarray, tx.init(params))
-
-
-def checked(tx: Any, name: str = "tx") -> optax.GradientTransformation:
-    """`tx` itself if it is a transform (or optax's `MultiSteps` object, which offers one).
-
-    Raises:
-      ConfigError: if it is something else, with the usual cause.
-    """
-    if isinstance(tx, optax.GradientTransformation):
-        return tx
-    if isinstance(tx, optax.MultiSteps):
-        return tx.gradient_transformation()
-    hint = ""
-    if callable(tx):
-        hint = f"; it looks like a factory: call it, `{getattr(tx, '__name__', 'factory')}(...)`"
-    elif isinstance(tx, list | tuple):
-        hint = "; pass several transforms as `chain(*transforms)`"
-    raise ConfigError(f"`{name}` must be a gradient transform with `init` and `update`, got {tx!r}{hint}")
-
-
-def stage_name(tx: optax.GradientTransformation) -> str:
-    """The name a transform has in a chain's state: that of its factory."""
-    if isinstance(tx, Transform) and tx.call is not None:
-        return tx.call.name
-    return closure_name(tx) or type(tx).__name__.lower()
-
-
-@transform
-def chain(*txs: optax.GradientTransformation, **named: optax.GradientTransformation) -> Any:
-    r"""Apply transforms in order, each to the updates of the one before.
-
-    .. math:: u_0 = g, \quad u_i = T_i(u_{i-1}), \quad \text{updates} = u_n
-
-    The state is a dict by name, so a checkpoint survives an edit of the chain: positional transforms are named
-    by their factory (`clip_by_norm`; a second one `clip_by_norm_2`), keyword ones by the keyword. A transform
-    without state leaves no entry.
-
-    Args:
-      *txs: transforms, ours or optax's.
-      **named: more transforms, after the positional ones, under these names.
-
-    Raises:
-      ConfigError: if an argument is no transform, or the same name comes twice.
-
-    Examples:
-      >>> import fntrain as ft
-      >>> ft.chain(ft.clip_by_norm(1.0), ft.optimizers.adamw(3e-4))
-      chain(clip_by_norm(max_norm=1.0), adamw(learning_rate=0.0003))
-    """
-    stages: dict[str, optax.GradientTransformation] = {}
-    for i, tx in enumerate(txs):
-        tx = checked(tx, f"chain argument {i}")
-        base = name = stage_name(tx)
-        n = 1
-        while name in stages:
-            n += 1
-            name = f"{base}_{n}"
-        stages[name] = tx
-    for name, tx in named.items():
-        if name in stages:
-            raise ConfigError(
-                f"`{name}=` in chain: a transform of that name stands before it; choose another"
-            )
-        stages[name] = checked(tx, name)
-
-    def init_fn(params):
-        return kept({name: call_init(tx, params) for name, tx in stages.items()})
-
-    def run(updates, state, params, extra, members):
-        check_stages(state, stages)
-        new_state = {}
-        for name, tx in members:
-            inner = state.get(name, optax.EmptyState())
-            updates, new_state[name] = call_update(tx, updates, inner, params, **extra)
-        return updates, new_state
-
-    def update_fn(updates, state, params=None, **extra):
-        updates, new_state = run(updates, state, params, extra, stages.items())
-        return updates, kept(new_state)
-
-    *first, (last_name, last) = list(stages.items()) or [("", optax.identity())]
-
-    def apply_fn(updates, state, params, **extra):
-        updates, before = run(updates, state, params, extra, first)
-        weight = extra.get("weight")
-        if weight is not None and not is_positive(weight):
-            old = {name: state[name] for name in before if name in state}
-            before = {**before, **tree.where(jnp.asarray(weight) > 0, kept(before), old)}
-        inner = state.get(last_name, optax.EmptyState())
-        params, after, applied = last.apply(updates, inner, params, **extra)  # type: ignore[attr-defined]
-        return params, kept({**before, last_name: after}), applied
-
-    def flush_fn(state, params, **extra):
-        check_stages(state, stages)
-        new_state, updates, open_ = dict(state), None, jnp.asarray(False)
-        for name, tx in stages.items():
-            inner = state.get(name, optax.EmptyState())
-            if updates is None:
-                if isinstance(tx, Transform) and tx.holds_back:
-                    updates, new_state[name] = tx.flush(inner, params, **extra)
-                    open_ = holds_gradients(inner)
-            else:  # what stands behind sees an update only if there was one to see
-                after, after_state = call_update(tx, updates, inner, params, **extra)
-                updates = tree.where(open_, after, updates)
-                new_state[name] = tree.where(open_, after_state, inner)
-        return updates, kept(new_state)
-
-    owns = isinstance(last, Transform) and last.owns_apply
-    holds = any(isinstance(tx, Transform) and tx.holds_back for tx in stages.values())
-    return Transform(init_fn, update_fn, apply_fn if owns else None, stages, flush_fn if holds else None)
+    found = [(path, node) for path, node in tree.named_nodes(state) if isinstance(node, Recording)]
+    windows = [(f"{path}/".lstrip("/"), node.applied) for path, node in found if isinstance(node, Window)]
+    out = []
+    for path, node in found:
+        flag = node.skipped > 0 if isinstance(node, Guard) else jnp.asarray(False)
+        for window, closed in windows:
+            if path.startswith(window):
+                flag &= closed
+        out.append((path, node, flag))
+    return out
 
 
 def holds_gradients(state: Any) -> jax.Array:
     """Whether an accumulation window stands open, with weight in it, anywhere in an optimizer state."""
     found = jnp.asarray(False)
-    for _, node in tree.named_nodes(state):
-        window = getattr(node, "window_open", None)
-        if window is not None:
-            found |= window()
+    for node in nodes(state, Window):
+        found |= node.is_open()
     return found
+
+
+def recorded(opt_state: PyTree) -> dict[str, jax.Array]:
+    """The scalars that transforms recorded in their states (`learning_rate`, `grad_norm`, …), by name.
+
+    The outermost in the tree has the plain name; another of the same name is reported under its path too.
+    """
+    out: dict[str, jax.Array] = {}
+    for path, node, flag in _asked(opt_state):
+        for name, value in node.recorded().items():
+            if isinstance(node, Guard) and name == "skipped":
+                value = flag.astype(value.dtype)
+            out[name if name not in out else f"{path}/{name}"] = value
+    return out
 
 
 def is_positive(weight: Any) -> bool:
@@ -338,8 +392,8 @@ def check_stages(state: Any, stages: Mapping[str, Any]) -> None:
     if not isinstance(state, dict) or not set(state) <= set(stages):
         has = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise ConfigError(
-            f"`opt_state` belongs to another transform: it holds {has}, this chain has {list(stages)}; "
-            f"make it with this chain's `init(params)`, or the whole with `init_state`"
+            f"`opt_state` belongs to another transform: it holds {has}, this one has {list(stages)}; "
+            f"make it with this transform's `init(params)`, or the whole with `init_state`"
         )
 
 
@@ -365,23 +419,3 @@ def increment(count: jax.Array) -> jax.Array:
     """`count + 1`, held at the largest int32 instead of wrapping."""
     largest = jnp.iinfo(jnp.int32).max
     return jnp.where(count < largest, count + 1, largest)
-
-
-def recorded(opt_state: PyTree) -> dict[str, jax.Array]:
-    """The scalars that transforms recorded in their states (`learning_rate`, `grad_norm`, …), by name.
-
-    The outermost in the tree has the plain name; another of the same name is reported under its path too.
-    """
-    nodes = tree.named_nodes(opt_state)
-    windows = [(f"{path}/".lstrip("/"), node.applied) for path, node in nodes if hasattr(node, "window_open")]
-    out: dict[str, jax.Array] = {}
-    for path, node in nodes:
-        for name in getattr(node, "records", ()):
-            value = getattr(node, name)
-            for window, closed in windows:
-                if name == "skipped" and path.startswith(window):
-                    value = jnp.where(
-                        closed, value, 0
-                    )  # a guard inside a window that stays open was not asked
-            out[name if name not in out else f"{path}/{name}"] = value
-    return out
