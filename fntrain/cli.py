@@ -249,7 +249,7 @@ def _schedules(run: Path) -> list[Any]:
         return []
     from .show.schedule_text import schedules_in
 
-    return schedules_in(str(_config(run).get("identity", {}).get("task", {}).get("tx", "None")))
+    return schedules_in(str(_task_in_words(_config(run)).get("tx", "None")))
 
 
 # fntrain inspect
@@ -283,7 +283,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _summary(config: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     identity = config.get("identity", {})
-    task, data = identity.get("task", {}), identity.get("data", {})
+    task, data = _task_in_words(config), identity.get("data", {})
     last = rows[-1] if rows else {}
     leaves = [f"{path} {what}".strip() for path, what in data.get("leaves", {}).items()]
     said = {
@@ -387,6 +387,11 @@ def _config(run: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text())) if path.exists() else {}
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}") from None
+
+
+def _task_in_words(config: dict[str, Any]) -> dict[str, Any]:
+    """The run's task as text; the first version kept it in the identity."""
+    return config.get("task") or config.get("identity", {}).get("task", {})
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from ._core import check
 from ._core.errors import ConfigError
 from ._core.typing import Batch, Params, PyTree
 from .metrics import Metric
-from .step import step as engine
 from .step.state import init_state
+from .step.step import compute_gradients, compute_metrics, eval_step, train_step
 from .step.task import Task
 
 
@@ -254,7 +254,7 @@ def check_task(
     state = init_state(same, params)
     before = jax.tree.map(jnp.copy, state)
     for _ in range(3):
-        state, metrics = engine.train_step(same, state, batch, weight)
+        state, metrics = train_step(same, state, batch, weight)
     _require(
         traces == 1, "one run compiles train_step once", f"loss_fn was traced {traces} times in 3 equal steps"
     )
@@ -262,32 +262,30 @@ def check_task(
     _require(difference is None, "the state keeps its types", str(difference))
 
     state = init_state(task, params)
-    loss, grads = engine.compute_gradients(task, state, batch, weight)
-    expected = engine.compute_metrics(task, engine.eval_step(task, state, batch, weight))
+    loss, grads = compute_gradients(task, state, batch, weight)
+    expected = compute_metrics(task, eval_step(task, state, batch, weight))
     for k in (2, 3):
         cut = Task(task.loss_fn, task.tx, microbatches=k, **keywords)  # type: ignore[arg-type]
-        got = engine.compute_gradients(cut, state, batch, weight)
+        got = compute_gradients(cut, state, batch, weight)
         _require(_close(got, (loss, grads), tolerance), "micro-batches add up to the batch", f"{k} of them")
     padded = jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x), _garbage(jnp.asarray(x)[:2])]), batch)
     longer = jnp.concatenate([weight, jnp.zeros(2, jnp.float32)])
-    got = engine.compute_gradients(task, state, padded, longer)
+    got = compute_gradients(task, state, padded, longer)
     _require(
         _close(got, (loss, grads), tolerance), "rows of weight zero may hold anything", "loss and gradient"
     )
-    values = engine.compute_metrics(task, engine.eval_step(task, state, padded, longer))
+    values = compute_metrics(task, eval_step(task, state, padded, longer))
     _require(_close(values, expected, tolerance), "rows of weight zero may hold anything", "metrics")
 
     kept = jax.tree.map(np.asarray, (state.params, state.opt_state))
-    state, metrics = engine.train_step(task, state, batch, jnp.zeros(rows, jnp.float32))
+    state, metrics = train_step(task, state, batch, jnp.zeros(rows, jnp.float32))
     unchanged = jax.tree.map(
         lambda a, b: np.array_equal(a, np.asarray(b)), kept, (state.params, state.opt_state)
     )
     named = [path for path, equal in tree.items(unchanged) if not equal]
     named = [path for path in named if not path.endswith(("mini_step", "weight", "applied", "acc_grads"))]
     _require(not named, "a batch of weight zero changes nothing", tree.some(named))
-    _require(
-        float(engine.compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", ""
-    )
+    _require(float(compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", "")
 
 
 def assert_resumable(

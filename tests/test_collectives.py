@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
 import fntrain as ft
-from fntrain.tools.programs import collectives
+from fntrain.tools.collectives import collectives
 
 WIDTH, HIDDEN, LAYERS = 64, 256, 3
 PARAMS = {"up": jnp.ones((LAYERS, WIDTH, HIDDEN)) / 64, "down": jnp.ones((LAYERS, HIDDEN, WIDTH)) / 256}

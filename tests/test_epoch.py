@@ -1,5 +1,7 @@
 """Pieces, chunks, and the loops for outer loops of one's own."""
 
+import itertools
+import random
 import time
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from fntrain.data import source as data_lib
 from fntrain.data.columns import check_range
 from fntrain.data.feed import Feed
 from fntrain.data.position import Position
-from fntrain.run import dispatch as chunks
-from fntrain.step import step as engine
+from fntrain.run import dispatch
+from fntrain.step import programs
+from fntrain.step.cost import Cost, cost_of
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(90, 5)).astype(np.float32)
@@ -92,61 +95,88 @@ def test_pieces_cover_the_epoch_and_stop_at_every_edge(form, start, every):
 )
 def test_the_candidate_leaves_the_fewest_dispatches(span, chunk):
     """By trying them all; of those that tie, the largest."""
-    assert chunks.candidate(span) == chunk
+    assert dispatch.candidate(span) == chunk
     dispatches = [span // k + span % k for k in range(1, min(span, 32) + 1)]
     if span:
         assert span // chunk + span % chunk == min(dispatches)
 
 
-def test_a_chunk_is_taken_only_if_it_is_faster_and_gives_the_same_bits(monkeypatch):
+def test_a_chunk_is_taken_where_a_step_is_short_as_its_program_says(monkeypatch):
     feed, state = feed_of((X, Y)), fresh()
-    outcome = object()
-    for slow, same, want in ((False, True, 11), (True, True, 1), (False, False, 1)):
-        seconds = {1: 1e-4, 11: 2e-4 if slow else 5e-5}
-        monkeypatch.setattr(
-            chunks, "_timed", lambda t, s, f, n, k, e=0, seconds=seconds: (outcome, seconds[k])
-        )
-        monkeypatch.setattr(chunks, "_same_bits", lambda a, b, same=same: same)
-        assert chunks.choose(TASK, state, feed, 1000, 12) == want
-    # Steps that take long, and runs that are short, are not worth a second program.
-    monkeypatch.setattr(chunks, "_timed", lambda t, s, f, n, k, e=0: (outcome, 0.1))
-    assert chunks.choose(TASK, state, feed, 1000, 12) == 1
-    monkeypatch.undo()
-    assert chunks.choose(TASK, state, feed, 100, 12) == 1
-    assert chunks.choose(TASK, state, feed_of([(X, Y)]), 1000, 12) == 1
+    assert dispatch.choose(TASK, state, feed, 1000, 12) == 11
+    # Runs that are short are not worth a second program, and batches that are made elsewhere cannot be gathered.
+    assert dispatch.choose(TASK, state, feed, 100, 12) == 1
+    assert dispatch.choose(TASK, state, feed_of([(X, Y)]), 1000, 12) == 1
+    # A step of 2 * 3 * 8 * 3 * 2 operations and some hundred bytes is short on any device; one of 1e12 is long.
+    monkeypatch.setattr(dispatch, "cost_of", lambda *a: Cost(10**12, 0))
+    assert dispatch.choose(TASK, state, feed, 1000, 12) == 1
+    monkeypatch.setattr(dispatch, "cost_of", lambda *a: Cost(0, 10**10))
+    assert dispatch.choose(TASK, state, feed, 1000, 12) == 1
 
 
-def test_the_comparison_of_bits_sees_one_bit():
-    state, metrics = fresh(), feed_of((X, Y)).empty
-    other = state.replace(params={**state.params, "b": state.params["b"].at[0, 0].multiply(1 + 2.0**-23)})
-    assert chunks._same_bits((state, metrics), (engine.copied(state), metrics))
-    assert not chunks._same_bits((state, metrics), (other, metrics))
-    zero = state.replace(params={"a": jnp.zeros(3)}), metrics
-    assert not chunks._same_bits(zero, (state.replace(params={"a": -jnp.zeros(3)}), metrics))
+def test_the_cost_of_a_step_is_that_of_its_products_and_its_state():
+    w = {"w": jnp.zeros((32, 16))}
+    task = ft.Task(lambda p, b, c: ft.losses.mse(b @ p["w"], jnp.zeros((8, 16))), ft.optimizers.adam(1e-3))
+    state, batch = ft.init_state(task, w), jnp.ones((8, 32))
+    cost = cost_of(task, state, batch, None)
+    assert cost.flops == 2 * (2 * 8 * 32 * 16)  # forward, and the kernel's gradient
+    held = (
+        3 * 4 * 32 * 16 + (4 + 4) + 4 + 12
+    )  # parameters and moments; step, updates; Adam's count; the rate's state
+    assert cost.bytes == 2 * held + 4 * 8 * 32
+    assert cost_of(task, state, jax.ShapeDtypeStruct((8, 32), jnp.float32), None) == cost
 
 
-def test_auto_gives_the_bits_of_single_steps_and_says_what_it_took(monkeypatch):
-    """Forced to take the chunk, whatever the clock says: the bits are the ones that count here."""
-    monkeypatch.setattr(chunks, "_GAIN", float("inf"))
-    monkeypatch.setattr(chunks, "_LONG", float("inf"))
+def test_no_clock_decides(monkeypatch):
+    """Law 11: a clock that stands still, runs backwards or leaps changes nothing but what is said of time."""
+    arguments = dict(epochs=25, batch_size=8, progress=False, validation_data=(X, Y))
+    runs = []
+    for clock in (None, lambda: 0.0, itertools.count(0, -1e6).__next__, lambda: random.random() * 1e9):
+        with monkeypatch.context() as patched:
+            if clock is not None:
+                patched.setattr(time, "perf_counter", clock)
+                patched.setattr(time, "monotonic", clock)
+            runs.append(ft.fit(TASK, fresh(), (X, Y), **arguments))
+    first = runs[0]
+    assert first.steps_per_call == 11
+    for other in runs[1:]:
+        assert other.steps_per_call == 11
+        assert same_bits(other.state, first.state)
+        assert other.history.rows() == first.history.rows()
+
+
+def test_who_listens_to_every_step_is_called_for_every_step():
+    class Own:
+        def __init__(self):
+            self.steps = []
+
+        def on_step_end(self, ctx):
+            self.steps.append(ctx.step)
+
+    own, arguments = Own(), dict(epochs=25, batch_size=8, progress=False)
+    assert ft.fit(TASK, fresh(), (X, Y), callbacks=[own], **arguments).steps_per_call == 1
+    assert own.steps == list(range(1, 25 * 12 + 1))
+    own = Own()  # an explicit number is once a dispatch
+    assert ft.fit(TASK, fresh(), (X, Y), callbacks=[own], steps_per_call=11, **arguments).steps_per_call == 11
+    assert own.steps == [n for epoch in range(25) for n in (12 * epoch + 11, 12 * epoch + 12)]
+    # What is shipped is content with every dispatch.
+    shipped = [ft.callbacks.Watchdog(600), ft.callbacks.EarlyStopping("loss")]
+    assert ft.fit(TASK, fresh(), (X, Y), callbacks=shipped, **arguments).steps_per_call == 11
+
+
+def test_auto_gives_the_bits_of_single_steps_and_says_what_it_took():
     arguments = dict(epochs=25, batch_size=8, progress=False, validation_data=(X, Y))
     one = ft.fit(TASK, fresh(), (X, Y), steps_per_call=1, **arguments)
     auto = ft.fit(TASK, fresh(), (X, Y), **arguments)
     assert one.steps_per_call == 1
-    assert auto.steps_per_call in (1, 11)  # the twelfth batch is padded
-    if auto.steps_per_call == 1:
-        # Only a difference in bits may have spoken against it.
-        trial = ft.fit(TASK, fresh(), (X, Y), steps_per_call=11, **arguments)
-        assert not same_bits(trial.state, one.state)
+    assert auto.steps_per_call == 11  # the twelfth batch is padded
     assert same_bits(auto.state, one.state)
     assert auto.history.rows() == one.history.rows()
 
 
-def test_a_run_compiles_each_step_once(monkeypatch):
-    monkeypatch.setattr(chunks, "_GAIN", float("inf"))
-    monkeypatch.setattr(chunks, "_LONG", float("inf"))
+def test_a_run_compiles_each_step_once():
     task = ft.Task(lambda p, b, c: loss_fn(p, b, c), TASK.tx, TASK.metrics)
-    before = [f._cache_size() for f in (engine._train_step, engine._train_steps, engine._eval_step)]
+    before = [f._cache_size() for f in (programs._train_step, programs._train_steps, programs._eval_step)]
     ft.fit(
         task,
         ft.init_state(task, PARAMS),
@@ -156,7 +186,7 @@ def test_a_run_compiles_each_step_once(monkeypatch):
         progress=False,
         validation_data=(X, Y),
     )
-    after = [f._cache_size() for f in (engine._train_step, engine._train_steps, engine._eval_step)]
+    after = [f._cache_size() for f in (programs._train_step, programs._train_steps, programs._eval_step)]
     assert [b - a for a, b in zip(before, after)] == [1, 1, 1]
 
 

@@ -285,13 +285,16 @@ def test_data_that_cannot_be_read_again_gives_no_capsule(tmp_path):
     assert result.capsule.name == f"step_{77 // B}"
 
 
-def test_too_far_from_a_checkpoint_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(rescue, "REACH", 3)
+@pytest.mark.parametrize("rebuild", [0, 3])
+def test_too_far_from_a_checkpoint_is_left_alone(rebuild, tmp_path, caplog):
     batches = data(77)
     assert first_bad_step(batches) > 3
-    result = run(GUARDED, batches, tmp_path)
+    result = run(GUARDED, batches, tmp_path, rebuild=rebuild)
     assert result.bad_step.step == first_bad_step(batches)
     assert result.capsule is None
+    assert ("within `rebuild=3` steps" in caplog.text) == bool(rebuild)
+    again = run(GUARDED, batches, tmp_path / "far enough", rebuild=first_bad_step(batches) + 1)
+    assert again.capsule is not None
 
 
 def test_a_loss_scale_that_finds_its_size_keeps_nothing(tmp_path):

@@ -104,7 +104,7 @@ def name(argument: str, value: Any) -> str:
 
 
 def path(argument: str, value: Any) -> Path:
-    """Check a path that is to be written to, and return it, with `~` for the home directory.
+    """Check a path that is to be written to, and return it, absolute, `~` and links followed.
 
     Raises:
       ConfigError: if it is no path, empty, a URL, or no file system could hold it.
@@ -119,7 +119,7 @@ def path(argument: str, value: Any) -> Path:
     longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
     if longest > 255:
         raise ConfigError(f"`{argument}` must have names of at most 255 bytes, got one of {longest}")
-    return Path(text).expanduser()
+    return Path(text).expanduser().resolve()  # once: the process may change its directory
 
 
 def did_you_mean(value: Any, choices: Iterable[Any]) -> str:

@@ -1,11 +1,7 @@
 """Callbacks that are shipped, and the protocol they follow: objects with methods named as `EVENTS`."""
 
-from ..run.events import (
-    EVENTS as EVENTS,
-    CallbackList as CallbackList,
-    Histogram as Histogram,
-    LoopContext as LoopContext,
-)
+from ..run.context import Histogram as Histogram, LoopContext as LoopContext
+from ..run.events import EVENTS as EVENTS, CallbackList as CallbackList
 from ..show.progress import ProgressBar as ProgressBar
 from .early_stopping import EarlyStopping as EarlyStopping
 from .file_loggers import CSVLogger as CSVLogger, JSONLogger as JSONLogger

@@ -6,8 +6,8 @@ import jax
 
 from .. import tree
 from .._core.errors import ConfigError
-from ..run.events import LoopContext
-from ..step import step as engine
+from ..run.context import LoopContext
+from ..step import programs
 from ..transforms.plateau import StopOnPlateauState, stop_on_plateau
 from .monitor import check_column, check_name, read
 
@@ -88,7 +88,7 @@ class EarlyStopping:
         if self._checks.bad_checks == 0:
             self.best_epoch = ctx.epoch
             if self.restore_best:
-                self._weights = dict(tree.items(engine.copied(_weights(ctx))))
+                self._weights = dict(tree.items(programs.copied(_weights(ctx))))
         self._stop_if_due(ctx)
 
     def on_fit_end(self, ctx: LoopContext) -> None:
@@ -134,4 +134,4 @@ def like(values: dict[str, Any], reference: Any) -> Any:
         jax.device_put(values[path], x.sharding if getattr(x, "committed", True) else None)
         for path, x in tree.items(reference)
     ]
-    return engine.copied(jax.tree.unflatten(jax.tree.structure(reference), leaves))
+    return programs.copied(jax.tree.unflatten(jax.tree.structure(reference), leaves))

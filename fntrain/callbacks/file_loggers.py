@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 from ..run.writers import CSVWriter, JSONLWriter, _Writer
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from .. import tree
 from .._core import check
 from .._core.typing import PyTree
-from ..run.events import Histogram, LoopContext, last_of
-from ..step import step as engine
+from ..run.context import Histogram, LoopContext
+from ..run.events import last_of
+from ..step.step import compute_gradients, train_step
 from ..step.task import Task
 
 BINS = 64
@@ -73,8 +74,8 @@ class GradientStats:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _measured(task: Task, histograms: bool, state: Any, batch: PyTree, weight: Any) -> tuple[dict, dict]:
-    _, grads = engine.compute_gradients(task, state, batch, weight)
-    after, _ = engine.train_step(task, state, batch, weight)
+    _, grads = compute_gradients(task, state, batch, weight)
+    after, _ = train_step(task, state, batch, weight)
     before = tree.split(state.params)[0]
     change = jax.tree.map(
         lambda new, old: tree.wide(new) - tree.wide(old), tree.split(after.params)[0], before

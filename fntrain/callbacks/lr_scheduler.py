@@ -8,7 +8,7 @@ import jax
 from .. import schedules
 from .._core import check
 from .._core.errors import ConfigError
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 from ..transforms.hyperparams import set_multiplier
 from .rate_nodes import nodes
 from .reduce_lr import ReduceLROnPlateau

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from .._core.errors import ConfigError
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 from ..run.history import History
 from ..show.text import number_text, reading_order
 

@@ -15,7 +15,7 @@ from .._core.errors import ConfigError
 from .._core.typing import Params
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 from ..transforms.plateau import stop_on_plateau
 from .monitor import check_column, check_name, read
 

@@ -4,7 +4,7 @@ import numbers
 
 from .._core import check
 from .._core.errors import ConfigError
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 
 
 def check_name(monitor: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from .. import tree
 from .._core import check
 from .._core.errors import ConfigError, NonFiniteError
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 from ..step.provenance import bad_step
 from ..transforms.guard import all_finite
 from ..transforms.types import Guard, nodes, skipped as skipped_last
@@ -62,6 +62,11 @@ class NaNGuard:
         self.patience = patience
         self.action = action
         self._reset()
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether it needs a saved state from the run's beginning on."""
+        return self.action == "rollback"
 
     def _reset(self) -> None:
         # Bad steps in a row, the most so far, and as of the last call the updates, the skips and the steps.

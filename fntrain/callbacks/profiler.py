@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from .._core import check
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 
 
 class Profiler:
@@ -26,6 +26,7 @@ class Profiler:
     """
 
     adds_logs = False
+    needs_every_step = False
 
     def __init__(self, directory: str | os.PathLike[str], start: int = 10, steps: int = 5):
         self.directory = Path(directory).expanduser()

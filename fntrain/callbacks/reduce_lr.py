@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from .._core import check
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 from ..transforms.decay import ScaleByLearningRateState
 from ..transforms.hyperparams import placed_like, replace_nodes
 from ..transforms.plateau import PlateauState, plateau

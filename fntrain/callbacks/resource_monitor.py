@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 
 
 class ResourceMonitor:

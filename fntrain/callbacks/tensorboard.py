@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from .._core.errors import ConfigError
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 
 
 class TensorBoardLogger:

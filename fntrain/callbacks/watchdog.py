@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from .._core import check
-from ..run.events import LoopContext
+from ..run.context import LoopContext
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: to whoever started the process, "try again"
 
@@ -38,6 +38,7 @@ class Watchdog:
     """
 
     adds_logs = False
+    needs_every_step = False
 
     def __init__(self, seconds: float):
         check.number("seconds", seconds, above=0)

@@ -84,7 +84,7 @@ class Checkpointer:
     def __init__(self, directory: str | os.PathLike[str], keep: Keep | None = None):
         if not isinstance(keep, Keep | None):
             raise ConfigError(f"`keep` must be a Keep(latest=3, best=(name, mode), every=None), got {keep!r}")
-        self.directory = check.path("directory", directory).absolute()
+        self.directory = check.path("directory", directory)
         self.keep = Keep() if keep is None else keep
         self._bad: set[str] = set()  # names found damaged: not believed, not counted, not deleted
         self._verified: set[str] = set()

@@ -10,8 +10,10 @@ import numpy as np
 
 from .. import sharding
 from .._core.errors import DataError
+from ..sharding.mesh import data_axis
 from ..sharding.place import mesh_of, place, place_stacked
-from ..step import step as engine
+from ..step import programs
+from ..step.gradients import ScalarLossError
 from ..step.packed import Packed
 from ..step.state import TrainState
 from ..step.task import Task
@@ -58,16 +60,19 @@ class Feed:
         self.mesh = mesh_of(state)
         first, weight = source.peek()
         self.rows = len(weight)  # of a batch
-        self.per_example = engine.is_per_example(task, state, first, train=train)
-        if not self.per_example and source.has_tail:
-            raise self._scalar_tail()
         # Whole batches of arrays, on one device: nothing is ever padded, unless at an epoch's end.
         self.whole = isinstance(source, Arrays) and self.mesh is None
-        self.weighed = self.per_example and (source.has_tail or not self.whole)
         self._ones = functools.cache(_ones)
-        batch, weight = self.placed(first, weight)
-        with jax.transfer_guard_host_to_device("allow"):
-            empty = engine.empty_metrics(task, state, batch, weight, train=train)
+        self.weighed = source.has_tail or not self.whole
+        self.form = self._shapes(first, weight)
+        try:
+            empty = programs.empty_metrics(task, state, *self.form, train=train)
+        except ScalarLossError:
+            if source.has_tail:
+                raise self._scalar_tail() from None
+            self.weighed = False
+            self.form = self._shapes(first, weight)
+            empty = programs.empty_metrics(task, state, *self.form, train=train)
         # Where a step will return them: accumulators that moved after the first step would compile it twice.
         self.empty: Packed = empty if self.mesh is None else sharding.replicate(empty, self.mesh)
 
@@ -128,6 +133,20 @@ class Feed:
             batch, weight = self._stacked(taken) if steps > 1 else self.placed(*taken[0])
             yield Piece(batch, weight, steps, steps > 1, last)
 
+    def _shapes(self, batch: Any, weight: np.ndarray) -> tuple[Any, Any]:
+        """The form in which batches reach a step, without one being placed."""
+        rows = len(weight)
+        padding = 0 if self.mesh is None else -rows % self.mesh.shape[data_axis(self.mesh)]
+        if padding and not self.weighed:
+            raise self._scalar_tail()
+
+        def one(x: Any) -> jax.ShapeDtypeStruct:
+            shape = jax.eval_shape(jnp.asarray, x)
+            rows = [shape.shape[0] + padding, *shape.shape[1:]] if shape.shape else []
+            return jax.ShapeDtypeStruct(rows, shape.dtype)
+
+        return jax.tree.map(one, (batch, weight if self.weighed else None))
+
     def placed(self, batch: Any, weight: Any) -> tuple[Any, Any]:
         """One batch as `train_into` and `eval_into` take it."""
         if self.weighed and self.whole:
@@ -176,18 +195,18 @@ def train(
     given = task, state, metrics, piece.batch, piece.weight
     with jax.transfer_guard_host_to_device("allow"):
         if not piece.stacked:
-            return *engine.train_into(*given), None
+            return *programs.train_into(*given), None
         if log_every:
-            return engine.train_many_into(*given, log_every)
-        return *engine.train_many_into(*given), None
+            return programs.train_many_into(*given, log_every)
+        return *programs.train_many_into(*given), None
 
 
 def evaluated(feed: Feed, state: TrainState, stopped: Callable[[], bool] | None = None) -> Packed:
     """The metrics of a whole data set, accumulated on the device."""
-    metrics = engine.copied(feed.empty)
+    metrics = programs.copied(feed.empty)
     for piece in feed.pieces(Position(0, 0), lambda done: 1):
         with jax.transfer_guard_host_to_device("allow"):
-            metrics = engine.eval_into(feed.task, state, metrics, piece.batch, piece.weight)
+            metrics = programs.eval_into(feed.task, state, metrics, piece.batch, piece.weight)
         if stopped is not None and stopped():
             break
     return metrics

@@ -15,9 +15,10 @@ from .._core.errors import CheckpointError
 from .._core.typing import Batch, PyTree
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.pack import unpack
-from ..step import gradients, provenance, step as engine
+from ..step import checks, gradients, programs, provenance
 from ..step.provenance import BadStep
 from ..step.state import TrainState, init_state
+from ..step.step import train_step
 from ..step.task import Task
 from ..transforms import loss_scale, notes
 
@@ -59,14 +60,14 @@ def examine(task: Task, state: TrainState, batch: Batch, weight: Any = None) -> 
       >>> print(ft.tools.examine(task, state, jnp.ones(2)))
       step 0: gradient of `w` has 1 infinite; loss was finite
     """
-    engine.check_task(task)
-    engine.check_batch(batch)
+    checks.check_task(task)
+    checks.check_batch(batch)
     noted = np.asarray(_noted(task, state, batch, weight))
     return provenance.read(noted, tree.paths(tree.split(state.params)[0])) if noted[1] else None
 
 
 def _noted_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> jax.Array:
-    key, scale = engine.step_key(state), loss_scale(state.opt_state)
+    key, scale = programs.step_key(state), loss_scale(state.opt_state)
     part = gradients.batch_gradient(
         task, state.params, state.model_state, batch, key, state.step, weight, scale
     )
@@ -105,7 +106,7 @@ def save_capsule(
     Raises:
       CheckpointError: if it cannot be written.
     """
-    after, _ = engine.train_step(task, engine.copied(state), batch, weight)
+    after, _ = train_step(task, programs.copied(state), batch, weight)
     about = {
         "task": repr(task),
         "policy": repr(task.policy),
@@ -133,7 +134,7 @@ def load_capsule(path: str | os.PathLike[str], task: Task, like: TrainState | No
       CheckpointError: if there is no capsule, it is damaged, or does not fit the task.
       ConfigError: if `task` is no Task.
     """
-    engine.check_task(task)
+    checks.check_task(task)
     if not Path(path).is_dir():
         raise CheckpointError(f"there is no capsule {path}")
     with Checkpointer(path) as checkpoints:

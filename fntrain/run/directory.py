@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import sharding, tree
 from .._core import check
-from .._core.errors import CheckpointError, ConfigError, RunMismatchError
+from .._core.errors import CheckpointError, ConfigError
 from .._core.typing import PyTree
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
@@ -19,6 +19,7 @@ from ..data.position import Position
 from ..step.reports import StepMetrics
 from ..step.state import TrainState
 from .history import History
+from .identity import check_identity
 from .lock import RunLock
 from .writers import CSVWriter, JSONLWriter, atomic_write
 
@@ -31,6 +32,7 @@ class RunDirectory:
       identity: what makes the run this one (task, data, batch size, seed); compared on a resume.
       config: more for `config.json`, for people to read.
       resume: whether to go on with what is there; `"must"` if there has to be something.
+      task: the task in words, for `config.json`.
 
     Raises:
       ConfigError: if `directory` is no path or a file, or is in use and `resume` is False.
@@ -47,6 +49,7 @@ class RunDirectory:
         identity: dict[str, Any],
         config: dict[str, Any],
         resume: bool | Literal["must"],
+        task: dict[str, Any] | None = None,
     ):
         check.one_of("resume", resume, (False, True, "must"))
         self.path = check.path("run_dir", directory)
@@ -54,7 +57,7 @@ class RunDirectory:
             raise ConfigError(f"`run_dir` must be a directory, and {self.path} is a file")
         if resume == "must" and not self.path.exists():
             raise self._nothing()
-        self.identity = identity
+        self.identity, self._task = identity, task or {}
         self.extra: dict[str, Any] | None = None
         self._retried = False
         try:
@@ -91,7 +94,8 @@ class RunDirectory:
             self._check_identity(document["identity"])  # starting anew drops its rows
         sharding.meet()  # of several processes all have looked before the first one writes
         # What others have added there (a program's own options) stays.
-        self.config = {**document, **config, "identity": self.identity}
+        task = {"task": self._task} if self._task else {}
+        self.config = {**document, **config, **task, "identity": self.identity}
         self.note()
         done = len(self.extra["history"]) if self.extra else 0
         self.writers = [JSONLWriter(rows), CSVWriter(self.path / "metrics.csv")] if self._lock else []
@@ -116,15 +120,7 @@ class RunDirectory:
             return {}
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
-        # Through JSON and back, as the saved one went.
-        now = json.loads(json.dumps(self.identity, default=str))
-        lines = _differences(json.loads(json.dumps(saved, default=str)), now)
-        if lines:
-            more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
-            raise RunMismatchError(
-                f"`resume`: the run in {self.path} is another one than this call describes:\n  "
-                + "\n  ".join([*lines[:10], *more])
-            )
+        check_identity(saved, self.identity, self._task, self.path)
 
     def check(self, state: PyTree) -> None:
         """Check that the state can be saved, before the first step.
@@ -234,14 +230,3 @@ def _thawed(row: dict[str, Any]) -> dict[str, Any]:
 
 def _is_frozen(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"values", "dtype"}
-
-
-def _differences(saved: Any, now: Any, path: str = "") -> list[str]:
-    if isinstance(saved, dict) and isinstance(now, dict):
-        keys = list(dict.fromkeys([*saved, *now]))
-        return [
-            line
-            for k in keys
-            for line in _differences(saved.get(k), now.get(k), f"{path}.{k}" if path else str(k))
-        ]
-    return [] if saved == now else [f"{path}: saved {saved!r}, now {now!r}"]

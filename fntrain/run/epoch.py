@@ -8,9 +8,10 @@ from .._core import check
 from ..data import feed as feed_lib, source as data_lib
 from ..data.feed import Feed
 from ..data.position import Position
-from ..step import step as engine
+from ..step import checks, programs
 from ..step.packed import Packed
 from ..step.state import TrainState, check_state
+from ..step.step import compute_metrics
 from ..step.task import Task
 from .history import plain
 
@@ -43,7 +44,7 @@ def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) 
       4.666666507720947
     """
     feed = _feed("evaluate", task, state, data, batch_size, train=False, shuffle=False, seed=0)
-    return plain(fetched(engine.compute_metrics(task, feed_lib.evaluated(feed, state))))
+    return plain(fetched(compute_metrics(task, feed_lib.evaluated(feed, state))))
 
 
 def steps(
@@ -118,13 +119,13 @@ def run_epoch(
     shuffle = shuffle and training
     feed = _feed("run_epoch", task, state, data, batch_size, train=training, shuffle=shuffle, seed=seed)
     if not training:
-        return state, plain(fetched(engine.compute_metrics(task, feed_lib.evaluated(feed, state))))
-    metrics = engine.copied(feed.empty)
+        return state, plain(fetched(compute_metrics(task, feed_lib.evaluated(feed, state))))
+    metrics = programs.copied(feed.empty)
     for piece in feed.pieces(_position(data), lambda done: 1):
         state, metrics, _ = feed_lib.train(task, state, metrics, piece)
     if isinstance(data, data_lib.ArrayLoader):
         data.seek(data.position.epoch + 1)
-    return state, plain(fetched(engine.compute_metrics(task, metrics)))
+    return state, plain(fetched(compute_metrics(task, metrics)))
 
 
 def _position(data: Any) -> Position:
@@ -142,7 +143,7 @@ def _feed(
     shuffle: bool,
     seed: int,
 ) -> Feed:
-    engine.check_task(task)
+    checks.check_task(task)
     check_state(state, verb)
     batch_size = check.integer("batch_size", batch_size, at_least=1)
     source = data_lib.as_source(data, batch_size, shuffle=shuffle, seed=seed)

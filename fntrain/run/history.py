@@ -23,6 +23,11 @@ class History(Mapping):
     def __init__(self, rows: list[dict[str, Any]] | None = None):
         self._rows = list(rows or [])
 
+    @property
+    def epochs(self) -> int:
+        """How many there are."""
+        return len(self._rows)
+
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""
         self._rows.append(dict(row))

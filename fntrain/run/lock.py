@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import time
 import warnings
 import weakref
 from pathlib import Path
@@ -115,8 +116,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _holder(file: int) -> str:
-    try:
-        who = json.loads(os.pread(file, 4096, 0))
-        return f"process {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
-        return "another process"
+    for _ in range(40):  # who has just taken it may not have signed yet
+        try:
+            who = json.loads(os.pread(file, 4096, 0))
+            return f"process {who['pid']} on {who['host']} since {who['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(0.025)
+    return "another process"

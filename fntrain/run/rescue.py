@@ -2,6 +2,7 @@
 
 import logging
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .._core.errors import CheckpointError, ConfigError
 from ..data import feed as feed_lib, source as data_lib
 from ..data.feed import Feed
 from ..data.position import Position
-from ..step import provenance, step as engine
+from ..step import programs, provenance
 from ..step.provenance import BadStep
 from ..step.state import TrainState
 from ..step.task import Task
@@ -24,8 +25,6 @@ from .capsule import examine, save_capsule
 from .directory import RunDirectory
 
 _LOG = logging.getLogger("fntrain")
-REACH = 2000
-"""How many steps a capsule may be away from the checkpoint that it is rebuilt from."""
 
 
 class Rescue:
@@ -39,8 +38,9 @@ class Rescue:
       task: the Task.
       training: the training data's feed.
       run: the run directory, or None.
-      state: the state the run starts from, unless it is on disk; not changed.
+      start: the state the run starts from, unless it is on disk: known as long as the caller of `fit` keeps it.
       position: the data's position at that state.
+      reach: how many steps may be taken again for a capsule.
     """
 
     def __init__(
@@ -48,8 +48,9 @@ class Rescue:
         task: Task,
         training: Feed,
         run: RunDirectory | None,
-        state: TrainState | None,
+        start: "weakref.ref[TrainState] | None",
         position: Position,
+        reach: int,
     ):
         self.task, self.training, self.run = task, training, run
         source = training.source
@@ -57,12 +58,18 @@ class Rescue:
             isinstance(source, data_lib.Stream)
             and (callable(source.source) or isinstance(source.source, list | tuple))
         )
-        self.start = None if state is None else (state, position)
-        self.can_rebuild = run is not None and again and jax.process_count() == 1
+        self._start, self._position, self.reach = start, position, reach
+        self.can_rebuild = run is not None and reach > 0 and again and jax.process_count() == 1
         self.skipped = 0.0
         self.armed = True
         self.found: BadStep | None = None
         self.capsule: Path | None = None
+
+    @property
+    def start(self) -> tuple[TrainState, Position] | None:
+        """What the run started with, if it is still there and no step has consumed it."""
+        state = None if self._start is None else self._start()
+        return None if state is None or state.updates.is_deleted() else (state, self._position)
 
     def watch(self, row: dict[str, Any], state: TrainState, last: int) -> None:
         """Look at a row of logs, and keep the first bad step that it shows as a capsule."""
@@ -88,7 +95,7 @@ class Rescue:
         self.armed = False  # once a run: the first is the one to look into
         self.found, more = known, ""
         if self.can_rebuild:
-            more = "; it could not be made again for a capsule"
+            more = f"; it could not be made again for a capsule within `rebuild={self.reach}` steps of what is saved"
             try:
                 found = self._rebuilt(
                     state, last if known is None or known.step is None else known.step, known
@@ -114,9 +121,9 @@ class Rescue:
     ) -> tuple[BadStep, TrainState, Any] | None:
         """The first bad step up to `last`, the state before it, and its batch."""
         begun = self._before(like, last)
-        if begun is None or last - int(begun[0].step) > REACH:
+        if begun is None or last - int(begun[0].step) >= self.reach:
             return None
-        state, position = engine.copied(begun[0]), begun[1]
+        state, position = programs.copied(begun[0]), begun[1]
         step, epoch = int(state.step), position.epoch
         while step <= last:
             before = step
@@ -128,7 +135,7 @@ class Rescue:
                         return bad, state, piece
                 if step == last:
                     return None
-                metrics = engine.copied(self.training.empty)  # by the program that the run itself took
+                metrics = programs.copied(self.training.empty)  # by the program that the run itself took
                 state, _, _ = feed_lib.train(self.task, state, metrics, piece)
                 step += 1
             if step == before and position.index == 0:
@@ -161,7 +168,7 @@ class Rescue:
                     "back at the state of step %d, with the data behind step %d", step, int(like.step)
                 )
                 return state
-        return None if self.start is None else engine.copied(self.start[0])
+        return None if self.start is None else programs.copied(self.start[0])
 
 
 def noted(task: Task, state: TrainState) -> BadStep | None:

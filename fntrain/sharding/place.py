@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .. import tree
+from .._core import check
 from .._core.check import integer
 from .._core.errors import ConfigError, DataError
 from .._core.typing import Batch, PyTree
@@ -141,3 +142,43 @@ def mesh_of(state: PyTree) -> Mesh | None:
         if isinstance(found, Mesh) and found.size > 1:
             return found
     return None
+
+
+class Layout:
+    """Where every leaf of a tree lies; equal to another if all of them lie alike."""
+
+    __slots__ = ("_hash", "shardings")
+
+    def __init__(self, shardings: tuple[NamedSharding, ...]):
+        self.shardings = shardings
+        self._hash = hash(shardings)  # asked for at every step
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Layout) and self.shardings == other.shardings)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+def layout_of(tree: PyTree) -> Layout | None:
+    """The layout of a tree on a mesh of several devices; None for one that is not, or is being traced.
+
+    None too on axes of the explicit type, where types say where everything lies.
+    """
+    leaves = jax.tree.leaves(tree)
+    shardings = tuple(x.sharding for x in leaves if check.is_concrete(x))
+    named = [s for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1]
+    if not leaves or len(named) != len(leaves):
+        return None
+    if any(AxisType.Explicit in s.mesh.axis_types for s in named):
+        return None
+    return Layout(tuple(named))
+
+
+def pinned(tree: PyTree, layout: Layout | None) -> PyTree:
+    """The tree as it leaves a program: where `layout` says, and not where the compiler would have it."""
+    if layout is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    placed = [jax.lax.with_sharding_constraint(x, s) for x, s in zip(leaves, layout.shardings)]
+    return jax.tree.unflatten(structure, placed)

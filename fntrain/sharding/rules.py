@@ -114,7 +114,15 @@ def state_shardings(
         for i in range(len(parts)):
             like = by_path.get("/".join(parts[i:]))
             if like is not None and like[0].shape == x.shape:
-                return NamedSharding(mesh, like[1])
+                return NamedSharding(mesh, _trimmed(like[1]))
         return NamedSharding(mesh, PartitionSpec())
 
     return tree.map_with_path(one, state)
+
+
+def _trimmed(spec: PartitionSpec) -> PartitionSpec:
+    """Without the trailing None that says nothing, as JAX itself writes a spec."""
+    entries = list(spec)
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)

@@ -69,6 +69,7 @@ class ProgressBar:
     """
 
     adds_logs = False
+    needs_every_step = False
 
     def __init__(self, console: "Console | None" = None, clock: Callable[[], float] = time.monotonic):
         self._given = console

@@ -94,12 +94,6 @@ def evaluate_batch(task: Task, params: Params, batch: Batch, ctx: Context, weigh
     return manual.over_rows(shard, names, shared, (batch, weight))
 
 
-def values_of(task: Task, state: Any, batch: Batch, train: bool) -> jax.Array:
-    """The loss's values on a batch, unreduced."""
-    ctx = Context(key=state.key, train=train, step=state.step, model_state=state.model_state)
-    return _call(task, state.params, batch, ctx).values
-
-
 def _call(task: Task, params: Params, batch: Batch, ctx: Context) -> Loss:
     dtype = task.policy.compute  # type: ignore[union-attr]
     return _as_loss(task.loss_fn(precision.cast(params, dtype), precision.cast(batch, dtype), ctx), task)
@@ -134,9 +128,13 @@ def _as_loss(result: Any, task: Task) -> Loss:
     return Loss(jnp.asarray(result))
 
 
+class ScalarLossError(DataError):
+    """A weight a row meets a loss of one value for the whole batch."""
+
+
 def _not_per_example(values: jax.Array, rows: int) -> DataError:
     if values.ndim == 0:
-        return DataError(
+        return ScalarLossError(
             "`weight` needs a loss with one value per example, but `loss_fn` returned a scalar: leave the mean to "
             "the step, `return fntrain.losses.mse(predictions, targets)` or an array of shape [batch], and not "
             "`.mean()` of it"

@@ -4,25 +4,32 @@ Each verb is a pure function of `(task, state, batch)` with the task static and 
 called as it is, or nested in a `jit`, `vmap`, `scan` or `shard_map` of the user's own.
 """
 
-from functools import lru_cache, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .. import precision, tree
+from .. import tree
 from .._core.check import one_of
 from .._core.errors import ConfigError, DataError
 from .._core.typing import Batch, PyTree
 from ..sharding import manual
-from ..transforms import loss_scale, types as transforms
-from . import gradients, reports
+from .checks import check_batch, check_metrics, check_task
 from .numerical import numerical_gradient
-from .packed import Packed, packed, unpacked
-from .reports import StepMetrics
+from .packed import Packed
+from .programs import (
+    eval_into,
+    flushed,
+    gradient,
+    in_order,
+    merged,
+    step_key,
+    train_into,
+    train_many_into,
+    values_of,
+)
 from .state import TrainState, check_state
-from .task import Context, Task, fold_in_name
+from .task import Task
 
 
 def train_step(
@@ -171,7 +178,7 @@ def compute_gradients(
     one_of("method", method, ("autodiff", "numerical", "numerical_batch"))
     if method == "autodiff":
         with manual.mesh_context(task.axis_name, state.step):
-            return _autodiff(task, state, batch, weight)
+            return gradient(task, state, batch, weight)
     return numerical_gradient(
         task, state, batch, weight, step_key(state), epsilon, together=method != "numerical"
     )
@@ -201,7 +208,7 @@ def flush(task: Task, state: TrainState) -> TrainState:
     """
     check_task(task)
     check_state(state, "flush")
-    return _flush(task, state)
+    return flushed(task, state)
 
 
 def merge_metrics(task: Task, a: Packed, b: Packed) -> Packed:
@@ -228,14 +235,14 @@ def merge_metrics(task: Task, a: Packed, b: Packed) -> Packed:
     """
     check_task(task)
     for name, x in (("a", a), ("b", b)):
-        _check_metrics(x, name)
+        check_metrics(x, name)
     if a.form is not b.form:
         one, other = ([*x.paths().recorded, *x.paths().parts] for x in (a, b))
         raise ConfigError(
             f"`a` and `b` must come from the same verb of the same task: one reports {sorted(one)}, the other "
             f"{sorted(other)}"
         )
-    return _merge(task, a, b)
+    return merged(task, a, b)
 
 
 def compute_metrics(task: Task, metrics: Packed) -> dict[str, Any]:
@@ -261,316 +268,5 @@ def compute_metrics(task: Task, metrics: Packed) -> dict[str, Any]:
       1.5
     """
     check_task(task)
-    _check_metrics(metrics, "metrics")
-    return in_order(task, _compute(task, metrics))
-
-
-def in_order(task: Task, values: dict[str, Any]) -> dict[str, Any]:
-    """The loss first, then the task's metrics, then the rest: a dict comes out of jit sorted by key."""
-    return {name: values[name] for name in [*task.metrics, *(n for n in values if n not in task.metrics)]}
-
-
-def _check_metrics(metrics: Any, name: str) -> None:
-    if not isinstance(metrics, Packed):
-        raise ConfigError(f"`{name}` must be the metrics that a step returned, got {type(metrics).__name__}")
-
-
-def empty_metrics(task: Task, state: TrainState, batch: Batch, weight: Any, *, train: bool) -> Packed:
-    """Nothing yet, in the structure that steps on such batches report: what a loop starts to accumulate from."""
-    with manual.mesh_context(task.axis_name, state.step):
-        return _empty_metrics(task, train, state, batch, weight)
-
-
-def is_per_example(task: Task, state: TrainState, batch: Batch, *, train: bool) -> bool:
-    """Whether the loss gives one value per example, so that padding can be weighed out; else it is a scalar."""
-    return len(jax.eval_shape(_values_of(task, train), state, batch).shape) > 0
-
-
-@lru_cache(maxsize=64)
-def _values_of(task: Task, train: bool) -> Any:
-    # The same function for the same task: JAX remembers by it what it has traced.
-    return lambda state, batch: gradients.values_of(task, state, batch, train)
-
-
-def train_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Any:
-    """`train_step`, unchecked, and the merge of its metrics into `metrics` (donated too), in one dispatch."""
-    impl, bits = _raw(state.key)
-    with manual.mesh_context(task.axis_name, state.step):
-        *parts, metrics, step = _train_step(
-            task, impl, state.step, *_donated(state), bits, batch, weight, metrics
-        )
-    return TrainState(step, *parts, key=state.key), metrics
-
-
-def train_many_into(
-    task: Task,
-    state: TrainState,
-    metrics: Packed | None,
-    batches: Batch,
-    weights: Any,
-    log_every: int = 0,
-) -> Any:
-    """`train_steps`, likewise.
-
-    With `log_every` also the values of the metrics, packed, `[K, …]`, after the steps whose number it divides; they
-    are computed after those steps alone, and the other rows hold nothing.
-    """
-    impl, bits = _raw(state.key)
-    with manual.mesh_context(task.axis_name, state.step):
-        *parts, metrics, values, step = _train_steps(
-            task, impl, state.step, *_donated(state), bits, batches, weights, metrics, log_every
-        )
-    state = TrainState(step, *parts, key=state.key)
-    return (state, metrics, values) if log_every else (state, metrics)
-
-
-def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Packed:
-    """`eval_step`, likewise."""
-    impl, bits = _raw(state.key)
-    with manual.mesh_context(task.axis_name, state.step):
-        return _eval_step(
-            task, impl, state.step, state.params, state.model_state, bits, batch, weight, metrics
-        )
-
-
-def _raw(key: jax.Array) -> tuple[Any, jax.Array]:
-    """A typed key's implementation and its words.
-
-    jit takes the slow way round for typed keys, as arguments and as results; a step costs twice as much for it.
-    The root key never changes, so a step gets the words, and its new state the same key again.
-    """
-    words = getattr(key, "_base_array", None)  # what key_data reads, without a dispatch
-    if words is None:  # a tracer's
-        return jax.random.key_impl(key), jax.random.key_data(key)
-    impl = _IMPLEMENTATIONS.get(key.dtype)
-    if impl is None:
-        impl = _IMPLEMENTATIONS[key.dtype] = jax.random.key_impl(key)
-    return impl, words
-
-
-_IMPLEMENTATIONS: dict[Any, Any] = {}  # by the dtype of keys: asked for at every step
-
-
-@jax.jit
-def copied(tree: PyTree) -> PyTree:
-    """A copy of every array, with the same shardings: for who wants to keep what a step will consume."""
-    return jax.tree.map(jnp.copy, tree)
-
-
-opened = jax.jit(unpacked)
-"""A step's metrics by name, for who stores them."""
-
-closed = jax.jit(packed)
-"""The metrics that `opened` gave, as steps take them."""
-
-
-def check_task(task: Any) -> None:
-    """Refuse what is no Task, the usual cause being swapped arguments."""
-    if not isinstance(task, Task):
-        raise ConfigError(
-            f"`task` must be a Task, got {type(task).__name__}; the order is (task, state, batch)"
-        )
-
-
-_NUMBERS: set[type] = set()  # types of leaves found to be fine: looking them up is faster than `isinstance`
-
-
-def check_batch(batch: Any) -> None:
-    """Refuse leaves that cannot be arrays on a device, by path."""
-    for i, x in enumerate(jax.tree.leaves(batch)):
-        kind = type(x)
-        if kind in _NUMBERS or (kind is np.ndarray and x.dtype.kind not in "OUSMm"):
-            continue
-        if isinstance(x, jax.Array | float | int):
-            _NUMBERS.add(kind)
-            continue
-        path = tree.paths(batch)[i]  # asked for only here: paths cost more than the rest of a dispatch
-        if not hasattr(x, "dtype"):
-            raise DataError(f"`batch` leaf `{path}` must be an array, got {type(x).__name__}")
-        if np.dtype(x.dtype).kind in "OUSMm":
-            raise DataError(
-                f"`batch` leaf `{path}` has dtype {x.dtype}, which no device takes; encode it as numbers"
-            )
-
-
-def step_key(state: TrainState) -> jax.Array:
-    """The key of the batch that comes next: a function of the root key and the step alone."""
-    return jax.random.fold_in(state.key, state.step)
-
-
-def _donated(state: TrainState) -> tuple:
-    # All but `step`, four bytes that stay readable, so that a spent state can say which step consumed it, and the
-    # key, which the next state has too. Results come in this order too, the step after them: JAX pairs donated
-    # buffers with results in order, and a result in front would shift every counter into its neighbour's memory.
-    return state.updates, state.params, state.opt_state, state.model_state
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4, 5, 6, 10))
-def _train_step(task, impl, step, updates, params, opt_state, model_state, bits, batch, weight, metrics):
-    key = jax.random.wrap_key_data(bits, impl=impl)
-    state = TrainState(step, updates, params, opt_state, model_state, key)
-    state, new = _one_step(task, state, batch, weight)
-    return *_donated(state), _joined(task, metrics, new), state.step
-
-
-def _joined(task: Task, metrics: Packed | None, new: StepMetrics) -> Packed:
-    return packed(new if metrics is None else reports.merge(task, unpacked(metrics), new))
-
-
-@partial(jax.jit, static_argnums=(0, 1, 11), donate_argnums=(3, 4, 5, 6, 10))
-def _train_steps(
-    task, impl, step, updates, params, opt_state, model_state, bits, batches, weights, metrics, log_every
-):
-    key = jax.random.wrap_key_data(bits, impl=impl)
-    state = TrainState(step, updates, params, opt_state, model_state, key)
-    if metrics is None:
-        first = jax.tree.map(lambda x: x[0], (batches, weights))
-        shapes = jax.eval_shape(lambda s, x: _one_step_metrics(task, s, *x), state, first)
-        accumulated = reports.empty_like(task, shapes)
-    else:
-        accumulated = unpacked(metrics)
-
-    def body(carry, x):
-        state, metrics = carry
-        state, new = _one_step(task, state, *x)
-        metrics = reports.merge(task, metrics, new)
-        return (state, metrics), _due_values(task, state.step, metrics, log_every) if log_every else None
-
-    (state, accumulated), values = manual.scan(body, (state, accumulated), (batches, weights))
-    return *_donated(state), packed(accumulated), values, state.step
-
-
-def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: int) -> Packed:
-    shapes = jax.eval_shape(lambda: packed(reports.compute(task, metrics)))
-    return jax.lax.cond(
-        step % log_every == 0,
-        lambda: packed(reports.compute(task, metrics)),
-        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
-    )
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _empty_metrics(task, train, state, batch, weight):
-    step = _one_step_metrics if train else _eval_step_metrics
-    shapes = jax.eval_shape(lambda s, *x: step(task, s, *x), state, batch, weight)
-    return packed(reports.empty_like(task, shapes))
-
-
-def _eval_step_metrics(task: Task, state: TrainState, batch: Batch, weight: Any) -> StepMetrics:
-    return unpacked(eval_into(task, state, None, batch, weight))
-
-
-def _one_step_metrics(task: Task, state: TrainState, batch: Batch, weight: Any) -> StepMetrics:
-    return _one_step(task, state, batch, weight)[1]
-
-
-def _one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[TrainState, StepMetrics]:
-    key = step_key(state)
-    scale = loss_scale(state.opt_state)
-    part = gradients.batch_gradient(
-        task, state.params, state.model_state, batch, key, state.step, weight, scale
-    )
-    loss, grads = gradients.mean(part)
-    trained, carried = tree.split(state.params)
-
-    def value_and_grad_fn(trained: PyTree) -> tuple[jax.Array, PyTree]:
-        """Loss and gradient of this batch, with this step's randomness, at other parameters."""
-        params = tree.combine(tree.cast_like(trained, tree.split(state.params)[0]), carried)
-        again = gradients.batch_gradient(
-            task, params, state.model_state, batch, key, state.step, weight, scale
-        )
-        return gradients.mean(again)
-
-    extra = dict(
-        value=loss, grad=grads, weight=part.weight, step=state.step, value_and_grad_fn=value_and_grad_fn
-    )
-    stochastic = task.policy.stochastic_rounding  # type: ignore[union-attr]
-    if (
-        stochastic
-    ):  # the updates are added in float32, and what holds back or skips changes nothing there either
-        kept, trained = trained, jax.tree.map(tree.wide, trained)
-    trained, opt_state, applied = task.transform.apply(grads, state.opt_state, trained, **extra)
-    if stochastic:
-        trained = precision.round_stochastically(trained, kept, fold_in_name(key, "rounding"))
-    recorded = transforms.recorded(opt_state)
-    new_state = TrainState(
-        step=transforms.increment(state.step),
-        updates=state.updates + applied.astype(jnp.int32),
-        params=tree.combine(trained, carried),
-        opt_state=opt_state,
-        model_state=_kept_model_state(state.model_state, part, opt_state),
-        key=state.key,
-    )
-    difference = tree.aval_difference(state, new_state)
-    if difference:
-        raise ConfigError(
-            f"the state changes its type in a step, which would recompile it every time: {difference}. "
-            f"`{task.tx!r}` does not return the state it was given the types of"
-        )
-    return new_state, part.metrics._replace(recorded=reports.record(recorded, state.step))
-
-
-def _kept_model_state(old: PyTree, part: gradients.Partial, opt_state: PyTree) -> PyTree:
-    """The new model state, unless the batch weighed nothing or the step was skipped: those leave no trace."""
-    new = part.model_state
-    if not transforms.is_positive(part.weight):
-        new = tree.where(part.weight > 0, new, old)
-    skipped = transforms.skipped(opt_state)
-    return new if skipped is None else tree.where(skipped, old, new)
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=8)
-def _eval_step(task, impl, step, params, model_state, bits, batch, weight, metrics):
-    rows = tree.leading_axis(batch)
-    if weight is not None:
-        weight = jnp.asarray(weight)
-        if weight.shape != (rows,):
-            raise DataError(
-                f"`weight` must have one entry a row of the batch, shape [{rows}], got {list(weight.shape)}"
-            )
-        weight = weight.astype(jnp.float32)
-    key = fold_in_name(jax.random.wrap_key_data(bits, impl=impl), "eval")
-    ctx = Context(key=key, train=False, step=step, model_state=model_state)
-    new = gradients.evaluate_batch(task, params, batch, ctx, weight)
-    return _joined(task, metrics, new)
-
-
-@partial(jax.jit, static_argnums=0)
-def _merge(task, a, b):
-    return packed(reports.merge(task, unpacked(a), unpacked(b)))
-
-
-@partial(jax.jit, static_argnums=0)
-def _compute(task, metrics):
-    return reports.compute(task, unpacked(metrics))
-
-
-@partial(jax.jit, static_argnums=0)
-def computed(task, metrics):
-    """The values of `compute_metrics` as one array, with a leading axis of one, for who fetches them."""
-    return jax.tree.map(lambda x: x[None], packed(reports.compute(task, unpacked(metrics))))
-
-
-@partial(jax.jit, static_argnums=0)
-def _autodiff(task, state, batch, weight):
-    scale = loss_scale(state.opt_state)
-    part = gradients.batch_gradient(
-        task, state.params, state.model_state, batch, step_key(state), state.step, weight, scale
-    )
-    loss, grads = gradients.mean(part)
-    return loss, tree.cast_like(grads, tree.split(state.params)[0])
-
-
-@partial(jax.jit, static_argnums=0)
-def _flush(task, state):
-    if not task.transform.holds_back:
-        return state
-    open_ = transforms.holds_gradients(state.opt_state)
-    trained, carried = tree.split(state.params)
-    updates, opt_state = task.transform.flush(state.opt_state, trained)
-    trained = tree.where(open_, tree.add(trained, updates), trained)
-    return state.replace(
-        updates=state.updates + open_.astype(jnp.int32),
-        params=tree.combine(trained, carried),
-        opt_state=opt_state,
-    )
+    check_metrics(metrics, "metrics")
+    return in_order(task, values_of(task, metrics))

@@ -13,6 +13,7 @@ import optax
 from .. import metrics as metrics_lib
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.fingerprint import fingerprint
 from .._core.typing import Batch, Params, PyTree
 from .._core.value import Value, show
 from ..metrics.base import checked as checked_metric
@@ -143,6 +144,11 @@ class Task(Value):
 
     def _parts(self) -> tuple:
         return (self.loss_fn, self.tx, self.metrics, self.microbatches, self.policy, self.axis_name)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the task is, as JSON: equal for equal tasks, in every process; see `_core.fingerprint`."""
+        names = ("loss_fn", "tx", "metrics", "microbatches", "policy", "axis_name")
+        return {name: fingerprint(part) for name, part in zip(names, self._parts())}
 
     def __reduce__(self):
         loss_fn, tx, metrics, *keywords = self._parts()

@@ -2,6 +2,7 @@
 
 from ..run.capsule import examine as examine, save_capsule as save_capsule
 from ..show.describe import Description as Description, describe as describe
+from .collectives import Collective as Collective
 from .compile_report import CompileReport as CompileReport, compile_report as compile_report
 from .gradcheck import (
     GradientCheck as GradientCheck,
@@ -10,5 +11,4 @@ from .gradcheck import (
 )
 from .lr_find import LRFinding as LRFinding, lr_find as lr_find
 from .profile import profile_step as profile_step
-from .programs import Collective as Collective
 from .replay import Birth as Birth, Replay as Replay, find_nonfinite as find_nonfinite, replay as replay

@@ -12,10 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import sharding
 from .._core.typing import Batch
 from ..sharding.place import mesh_of
-from ..step import step as engine
+from ..step import checks
+from ..step.cost import products
 from ..step.state import TrainState, check_state
+from ..step.step import train_step
 from ..step.task import Task
-from .programs import Collective, collectives, products
+from .collectives import Collective, collectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +79,11 @@ def compile_report(task: Task, state: TrainState, batch: Batch, weight: Any = No
       >>> report.flops == 2 * (2 * 8 * 32 * 32), report.collectives  # forward, and the weights' gradient
       (True, {})
     """
-    engine.check_task(task)
+    checks.check_task(task)
     check_state(state, "compile_report")
 
     def step(state: TrainState, batch: Batch, weight: Any) -> Any:
-        return engine.train_step(task, state, batch, weight)
+        return train_step(task, state, batch, weight)
 
     arguments = jax.tree.map(_abstract, state), *_placed(state, batch, weight)
     mesh: Any = getattr(arguments[0].step.sharding, "mesh", None)

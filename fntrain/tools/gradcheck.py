@@ -10,7 +10,7 @@ import numpy as np
 from .. import tree
 from .._core import check
 from .._core.typing import Batch
-from ..step import numerical as _numerical, step as engine
+from ..step import checks, numerical as _numerical, programs
 from ..step.state import TrainState, check_state
 from ..step.task import Task
 
@@ -120,9 +120,9 @@ def check_gradients(
       >>> bool(check), [(leaf.path, leaf.verdict) for leaf in check.leaves]
       (False, [('b', 'right'), ('w', 'wrong')])
     """
-    engine.check_task(task)
+    checks.check_task(task)
     check_state(state, "check_gradients")
-    engine.check_batch(batch)
+    checks.check_batch(batch)
     for name, value in (("epsilon", epsilon), ("tolerance", tolerance)):
         if value is not None:
             check.number(name, value, above=0)
@@ -147,7 +147,7 @@ def _checked(
     seed: int,
     dtype: Any,
 ) -> GradientCheck:
-    loss, flat = _numerical.flat_loss(task, state, batch, weight, engine.step_key(state), dtype)
+    loss, flat = _numerical.flat_loss(task, state, batch, weight, programs.step_key(state), dtype)
     value, gradient = jax.jit(jax.value_and_grad(loss))(flat)
     # A loss may compute in float32 all the same: its own rounding counts.
     fine = value.dtype == jnp.float64

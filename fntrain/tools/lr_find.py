@@ -19,8 +19,9 @@ from .._core.typing import PyTree, ScheduleLike
 from ..data.source import as_source
 from ..sharding.place import mesh_of, place_stacked
 from ..show import plots
-from ..step import step as engine
+from ..step import checks, programs
 from ..step.state import TrainState, check_state
+from ..step.step import compute_metrics, train_step
 from ..step.task import Task
 from ..transforms import Transform, scale_by_learning_rate
 from ..transforms.decay import ScaleByLearningRateState
@@ -124,7 +125,7 @@ def lr_find(
     References:
       Smith, *Cyclical learning rates for training neural networks*, 2017.
     """
-    engine.check_task(task)
+    checks.check_task(task)
     check_state(state, "lr_find")
     check.number("lowest", lowest, above=0)
     check.number("highest", highest, above=lowest)
@@ -242,8 +243,8 @@ def _sweep(
     def body(state: TrainState, x: Any) -> tuple[TrainState, jax.Array]:
         rate, batch, weight = x
         state = state.replace(opt_state=_with_rate(state.opt_state, knobs, rate))
-        state, metrics = engine.train_step(task, state, batch, weight)
-        return state, engine.compute_metrics(task, metrics)["loss"]
+        state, metrics = train_step(task, state, batch, weight)
+        return state, compute_metrics(task, metrics)["loss"]
 
     return jax.lax.scan(body, state, (rates, batches, weights))[1]
 
@@ -253,7 +254,7 @@ def _batches(
 ) -> tuple[Any, Any]:
     """So many batches, stacked, on the device: epoch after epoch of the data."""
     source = as_source(data, batch_size, shuffle=True, seed=seed)
-    per_example = engine.is_per_example(task, state, source.peek()[0], train=True)
+    per_example = programs.takes_weights(task, state, source.peek()[0], train=True)
     pairs: list[Any] = []
     for epoch in itertools.count():
         # A scalar loss cannot tell padding from examples, so it sees whole batches only.

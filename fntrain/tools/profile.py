@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from .._core import check
 from .._core.typing import Batch
-from ..step import gradients, step as engine
+from ..step import checks, gradients, programs
 from ..step.state import TrainState, check_state
+from ..step.step import compute_gradients, train_step
 from ..step.task import Context, Task
 
 
@@ -40,26 +41,26 @@ def profile_step(
       >>> sorted(ft.tools.profile_step(task, state, jnp.ones((8, 32)), repeats=2))
       ['backward_ms', 'forward_ms', 'optimizer_ms', 'total_ms']
     """
-    engine.check_task(task)
+    checks.check_task(task)
     check_state(state, "profile_step")
     check.integer("repeats", repeats, at_least=1)
 
     @jax.jit
     def forward(state: TrainState, batch: Batch, weight: Any) -> jax.Array:
-        ctx = Context(engine.step_key(state), True, state.step, state.model_state)
+        ctx = Context(programs.step_key(state), True, state.step, state.model_state)
         weight = None if weight is None else jnp.asarray(weight, jnp.float32)
         return gradients.evaluate(task, state.params, batch, ctx, weight).total
 
-    stepped = engine.copied(state)
+    stepped = programs.copied(state)
 
     def step() -> Any:
         nonlocal stepped
-        stepped, metrics = engine.train_step(task, stepped, batch, weight)
+        stepped, metrics = train_step(task, stepped, batch, weight)
         return stepped, metrics
 
     runs: dict[str, Callable[[], Any]] = {
         "forward": lambda: forward(state, batch, weight),
-        "gradient": lambda: engine.compute_gradients(task, state, batch, weight),
+        "gradient": lambda: compute_gradients(task, state, batch, weight),
         "step": step,
     }
     best = dict.fromkeys(runs, math.inf)

@@ -13,9 +13,10 @@ from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import Batch
 from ..run.capsule import digests, examine, load_capsule
-from ..step import gradients, step as engine
+from ..step import gradients, programs
 from ..step.provenance import BadStep
 from ..step.state import TrainState
+from ..step.step import train_step
 from ..step.task import Task
 from ..transforms import loss_scale
 
@@ -117,7 +118,7 @@ def replay(task: Task, capsule: str | os.PathLike[str], *, like: TrainState | No
     if task.axis_name is not None:
         raise ConfigError("`task` must have no `axis_name`: a replay runs on one device")
     bad = examine(task, held.state, held.batch, held.weight)
-    after, _ = engine.train_step(task, engine.copied(held.state), held.batch, held.weight)
+    after, _ = train_step(task, programs.copied(held.state), held.batch, held.weight)
     before, now = held.about["after"], digests(after)
     differs = tuple(path for path in dict.fromkeys([*before, *now]) if before.get(path) != now.get(path))
     births = find_nonfinite(task, held.state, held.batch, held.weight)
@@ -142,7 +143,7 @@ def find_nonfinite(task: Task, state: TrainState, batch: Batch, weight: Any = No
         return gradients.mean(part)
 
     given = dict(params=state.params, model_state=state.model_state, batch=batch, weight=weight)
-    args = *given.values(), engine.step_key(state), state.step, loss_scale(state.opt_state)
+    args = *given.values(), programs.step_key(state), state.step, loss_scale(state.opt_state)
     closed = jax.make_jaxpr(gradient)(*args)
     values = [jax.numpy.asarray(x) for x in jax.tree.leaves(args)]
     # A dict's leaves come out sorted by key; the arguments stand in their own order.

@@ -1,11 +1,8 @@
-"""What programs say: the operations of their matrix products, and their collectives."""
+"""The collectives of a compiled program, and the bytes they move."""
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-from jax.extend import core
+from typing import NamedTuple
 
 
 class Collective(NamedTuple):
@@ -13,39 +10,6 @@ class Collective(NamedTuple):
 
     count: int  # how many run, those in loops as often as the loop runs
     bytes: int  # of their larger side (what an all-gather gives, a reduce-scatter takes), on one device, together
-
-
-def products(program: core.Jaxpr) -> int:
-    """Floating-point operations of the matrix products and convolutions of a program."""
-    total: int = 0
-    for equation in program.eqns:
-        shapes: list[Any] = [getattr(x.aval, "shape", ()) for x in (*equation.invars, *equation.outvars)]
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[0][i] for i in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            numbers = equation.params["dimension_numbers"]
-            channels = shapes[1][numbers.rhs_spec[0]]
-            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // channels
-        inner = [products(p) for p in _programs(equation.params)]
-        if equation.primitive.name == "scan":
-            total += equation.params["length"] * sum(inner)
-        elif equation.primitive.name == "cond":
-            total += max(inner, default=0)
-        else:
-            total += sum(inner)
-    return total
-
-
-def _programs(params: Mapping[str, Any]) -> list[Any]:
-    found = []
-    for value in params.values():
-        for x in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(x, core.ClosedJaxpr):
-                found.append(x.jaxpr)
-            elif isinstance(x, core.Jaxpr):
-                found.append(x)
-    return found
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"

@@ -1,0 +1,119 @@
+"""LoopContext: what a callback gets. The one place where a run's numbers stand on the host."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._core.check import one_of
+from .._core.errors import ConfigError
+from .._core.typing import PyTree
+from ..data.position import Position
+from ..step.state import TrainState
+from ..step.task import Task
+from .history import History
+
+
+class Histogram(NamedTuple):
+    """How numbers are distributed: `counts` `[n]` between `edges` `[n + 1]`; those that are not finite are left out."""
+
+    counts: np.ndarray
+    edges: np.ndarray
+    sum: float
+    sum_of_squares: float
+
+
+@dataclasses.dataclass
+class LoopContext:
+    """What a callback gets: where the run stands. Numbers are on the host; only `state` is on the device.
+
+    A loop written by hand makes one, `LoopContext(task, state)`, and keeps it up to date.
+
+    Attributes:
+      task: the Task.
+      state: the TrainState; the next step consumes it, so copy what you keep. A callback may replace it by one
+        of the same types.
+      epoch: the current epoch, from 1.
+      epochs: epochs in all, or None if the run counts steps.
+      step: batches consumed so far.
+      steps: steps in all, or None if unknown.
+      steps_per_epoch: or None if the data does not say.
+      epoch_step: batches consumed in this epoch.
+      batch_size: rows of a batch.
+      logs: values by name: running means of the epoch at `on_log`, whose `step` says where they were measured,
+        the epoch's row at `on_epoch_end`. Entries added at `on_epoch_end` go into the history.
+      history: the rows of the epochs before.
+      resumed: whether the run goes on from a checkpoint of its own.
+      resumed_step: the step this process started at.
+      run_dir: the run directory, or None.
+      stop_reason: why the run will stop after this event, or None.
+      rollback_reason: why the run goes back to its last good checkpoint after this event, or None.
+      bad_steps: whether a callback has found the run's steps bad, so that the first is worth keeping.
+      save_requested: whether a callback has asked for a checkpoint.
+      data_seconds: how long the loop has waited for batches in all; None where nobody counts.
+      columns: a function that says which numbers an epoch logs; None where that is not known before.
+      last_batch: the last batch and its weights, on the device, and whether they are stacked, one row a step;
+        None unless a callback `wants_batch`, and again once the epoch's end was called.
+      histograms: by name, for the callbacks that come after the one that made them; empty again at the epoch's end.
+    """
+
+    task: Task
+    state: TrainState
+    epoch: int = 1
+    epochs: int | None = None
+    step: int = 0
+    steps: int | None = None
+    steps_per_epoch: int | None = None
+    epoch_step: int = 0
+    batch_size: int = 1
+    logs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: History = dataclasses.field(default_factory=History)
+    resumed: bool = False
+    resumed_step: int = 0
+    run_dir: Any = None
+    stop_reason: str | None = None
+    rollback_reason: str | None = None
+    bad_steps: bool = False
+    save_requested: bool = False
+    data_seconds: float | None = None
+    columns: Callable[[], list[str]] | None = None
+    last_batch: tuple[PyTree, Any, bool] | None = None
+    histograms: dict[str, Histogram] = dataclasses.field(default_factory=dict)
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands in its data: the next batch, both numbers from 0."""
+        return Position(self.epoch - 1, self.epoch_step)
+
+    def stop(self, reason: str) -> None:
+        """End the run after this event, in good order."""
+        self.stop_reason = reason
+
+    def roll_back(self, reason: str) -> None:
+        """Go back to the last good checkpoint after this event, and on with the data behind this step.
+
+        Raises:
+          ConfigError: if there is no run directory that could hold one.
+        """
+        if self.run_dir is None:
+            raise ConfigError("`roll_back` needs a run directory: `fit(..., run_dir=...)`")
+        self.rollback_reason = reason
+
+    def request_save(self) -> None:
+        """Save a checkpoint of the run after this event.
+
+        Raises:
+          ConfigError: if there is no run directory to save it in.
+        """
+        if self.run_dir is None:
+            raise ConfigError("`request_save` needs a run directory: `fit(..., run_dir=...)`")
+        self.save_requested = True
+
+    def best_score(self, monitor: str = "val_loss", mode: str = "min") -> float | None:
+        """The best finite value of a column over the epochs so far, this one's row included; None if none is."""
+        one_of("mode", mode, ("min", "max"))
+        rows = self.history.rows() + ([self.logs] if self.logs.get("epoch") == self.epoch else [])
+        values = [row[monitor] for row in rows if isinstance(row.get(monitor), int | float)]
+        return (min if mode == "min" else max)(filter(math.isfinite, values), default=None)

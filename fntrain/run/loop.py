@@ -1,0 +1,279 @@
+"""The loop: epochs, steps, and what happens between them, in this order.
+
+A run: `on_fit_begin`; epochs; the last save; `on_fit_end`. An epoch: `on_epoch_begin`; its dispatches; validation;
+`on_validation_end`, `on_epoch_end`; its row into the history and the files; a save, if one is due. A dispatch: its
+steps, sent and not waited for; `on_step_end`; at a log boundary the values of the one before, `on_log`; a validation
+or a save inside the epoch, if one is due.
+
+Nothing in it waits for the device but an epoch's end, a validation, a save, and, at a log boundary, values of a step
+that is finished already. Where the run stands on the host is in `ctx` alone.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .._core.errors import DataError
+from ..data import feed as feed_lib
+from ..data.feed import Feed, Piece
+from ..data.position import Position
+from ..data.prefetch import Prefetcher
+from ..step import programs
+from ..step.packed import Packed, on_host
+from ..step.state import TrainState
+from ..step.step import compute_metrics
+from .context import LoopContext
+from .directory import RunDirectory
+from .epoch import fetched
+from .events import CallbackList
+from .history import History, plain, plain_rows
+from .options import Options
+from .rescue import Rescue, gone_back
+from .signals import Signals
+
+
+@dataclasses.dataclass
+class Loop:
+    """The run in progress."""
+
+    options: Options
+    training: Feed
+    evaluation: Feed | None
+    callbacks: CallbackList
+    run: RunDirectory | None
+    signals: Signals
+    rescue: Rescue
+    chunk: int  # how many steps a dispatch takes, where it can
+    metrics: Packed  # of the epoch so far, on the device
+    ctx: LoopContext
+    over: bool = False  # whether the epoch that `ctx` speaks of has ended
+    late: Any = None  # what the next log boundary will read
+    saved_step: int | None = None
+    deadline: float | None = None
+    logs: bool = False  # whether anybody listens to on_log
+    # What a resumed run has to start from while an epoch's last events are not over, as it calls them again.
+    resume_point: tuple[TrainState, list] | None = None
+
+    def run_all(self) -> bool:
+        """Epoch after epoch, until the total, a callback, the time or a signal ends it; whether it was interrupted."""
+        ctx, interrupted = self.ctx, False
+        self.logs = self.callbacks.listens("on_log")
+        limit = self.options.max_time
+        self.deadline = None if limit is None else time.monotonic() + limit
+        self.saved_step = ctx.step if ctx.resumed else None
+        try:
+            self.callbacks.call("on_fit_begin", ctx)
+            if self.run is not None and self.run.extra is not None:
+                self.callbacks.restore(self.run.extra.get("callbacks", []))
+            if self.run is not None and not ctx.resumed and self.callbacks.rolls_back:
+                self._save()  # so that there is something to go back to
+            if ctx.resumed and self._done() and self.signals.received is None:
+                ctx.stop(f"{ctx.run_dir} holds the whole run, up to step {ctx.step}")
+            try:
+                while not self._done():
+                    self._epoch()
+            except KeyboardInterrupt:
+                interrupted = True
+            interrupted |= self.signals.received == signal.SIGINT
+            while self.run is not None and (self.saved_step != ctx.step or self.run.failed(wait=True)):
+                self._save()
+            if ctx.bad_steps:
+                self.rescue.keep(ctx.state, ctx.step - 1)
+            self.callbacks.call("on_fit_end", ctx)
+        except BaseException as error:
+            self.callbacks.close(error)
+            raise
+        return interrupted
+
+    @property
+    def position(self) -> Position:
+        """The next batch."""
+        return Position(self.ctx.epoch, 0) if self.over else self.ctx.position
+
+    def _done(self) -> bool:
+        if self._stopped():
+            return True
+        if self.options.steps is not None:
+            return self.ctx.step >= self.options.steps
+        return self.position.epoch >= (self.ctx.epochs or 0)
+
+    def _stopped(self) -> bool:
+        """Whether something else than the total ends the run here."""
+        ctx = self.ctx
+        if self.deadline is not None and ctx.stop_reason is None and time.monotonic() >= self.deadline:
+            ctx.stop(f"`max_time` of {self.options.max_time:g} s is over")
+        return ctx.stop_reason is not None or self.signals.received is not None
+
+    def _interrupted(self) -> bool:
+        return self.signals.received is not None
+
+    def _epoch(self) -> None:
+        ctx, options = self.ctx, self.options
+        if self.over:
+            ctx.epoch, ctx.epoch_step, self.over = ctx.epoch + 1, 0, False
+        ctx.logs = {}
+        if ctx.epoch_step == 0:
+            self.metrics = programs.copied(self.training.empty)
+            self.rescue.skipped = 0.0
+        self.late = None
+        self.callbacks.call("on_epoch_begin", ctx)
+        if ctx.stop_reason is not None:
+            return
+        whole, before = True, ctx.step
+        for piece in self._pieces():
+            self._dispatch(piece)
+            self.signals.poll()
+            whole = piece.last
+            if whole or ctx.step == options.steps:
+                break
+            if options.validation_every and ctx.step % options.validation_every == 0:
+                self._validate()
+            every = options.checkpoint_every
+            due = ctx.save_requested or bool(every and ctx.step % every == 0)
+            if self.run is not None and (due or self.run.failed()):
+                self._save()
+            if self._stopped():
+                return
+            whole = True  # if there is no more, this was an epoch
+        # A run that was resumed right behind an epoch's last batch finds none, and ends the epoch.
+        if ctx.step == before and ctx.epoch_step == 0:
+            total = f"{ctx.epochs} epochs" if options.steps is None else f"{options.steps} steps"
+            raise DataError(
+                f"`data` ended at step {ctx.step}, before the run's {total}: an iterable that can be read only once "
+                f"ends for good; pass a list, a loader, or a function `epoch -> iterable`"
+            )
+        self._end_of_epoch(whole)
+
+    def _pieces(self) -> Iterator[Piece]:
+        """The epoch's pieces from the position on, made ahead if that was asked for."""
+        start = self.ctx.step
+        pieces = self.training.pieces(self.ctx.position, lambda done: self._room(start + done))
+        if self.options.prefetch:
+            pieces = Prefetcher(pieces, feed_lib.on_device, self.options.prefetch)
+        try:
+            while True:
+                began = time.perf_counter()
+                piece = next(pieces, None)
+                self.ctx.data_seconds = (self.ctx.data_seconds or 0.0) + time.perf_counter() - began
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            if isinstance(pieces, Prefetcher):
+                pieces.close()
+
+    def _room(self, step: int) -> int:
+        """How many steps the next dispatch may take after this one; 0 where the run ends."""
+        room = min((every - step % every for every in self.options.edges), default=self.chunk)
+        if self.options.steps is not None:
+            room = min(room, self.options.steps - step)
+        return self.chunk if room >= self.chunk else min(1, room)
+
+    def _dispatch(self, piece: Piece) -> None:
+        ctx, log_every = self.ctx, self.options.log_every
+        ctx.state, self.metrics, values = feed_lib.train(
+            ctx.task, ctx.state, self.metrics, piece, log_every if self.logs else 0
+        )
+        # The counts move with the state, before anybody else runs: an interrupt finds them in agreement.
+        ctx.step += piece.steps
+        ctx.epoch_step += piece.steps
+        ctx.last_batch = (piece.batch, piece.weight, piece.stacked) if self.callbacks.wants_batch else None
+        self.callbacks.call("on_step_end", ctx)
+        if self.logs:
+            first = ctx.step - piece.steps + 1 if values is not None else ctx.step
+            due = [step for step in range(first, ctx.step + 1) if step % log_every == 0]
+            if due:
+                # One window late: what is fetched now was dispatched before what has just been, and is finished.
+                late, self.late = (
+                    self.late,
+                    (first, due, values or programs.computed(ctx.task, self.metrics)),
+                )
+                self._log(late)
+
+    def _log(self, late: Any) -> None:
+        """Fetch what was computed for the logs of some steps, and call those who listen, step by step."""
+        if late is None:
+            return
+        first, due, values = late
+        rows = plain_rows(programs.in_order(self.ctx.task, on_host(values)))
+        for step in due:
+            self.ctx.logs = {"step": step, **rows[step - first]}
+            self.rescue.watch(self.ctx.logs, self.ctx.state, step - 1)
+            self.callbacks.call("on_log", self.ctx)
+            self._roll_back_if_due()
+
+    def _roll_back_if_due(self) -> None:
+        """Go on from the last good state, at this step and with the data behind it, if a callback said so."""
+        ctx = self.ctx
+        if ctx.rollback_reason is None:
+            return
+        reason, ctx.rollback_reason = ctx.rollback_reason, None
+        self.rescue.keep(ctx.state, ctx.step - 1)
+        good = self.rescue.good(ctx.state)
+        if good is None:
+            ctx.stop(f"{reason}; there is no good state to go back to")
+            return
+        ctx.state = gone_back(good, ctx.state)
+        self.metrics, self.late, self.rescue.skipped = programs.copied(self.training.empty), None, 0.0
+        ctx.save_requested = True  # so that a resume goes on from here
+
+    def _validate(self) -> None:
+        """A validation in the middle of an epoch: the loop waits for it."""
+        ctx, evaluation = self.ctx, self.evaluation
+        assert evaluation is not None
+        metrics = feed_lib.evaluated(evaluation, ctx.state, self._interrupted)
+        if self._interrupted():
+            return
+        values = fetched(compute_metrics(ctx.task, metrics))
+        ctx.logs = {"epoch": ctx.epoch, "step": ctx.step, **plain(values, "val_")}
+        self.callbacks.call("on_validation_end", ctx)
+
+    def _end_of_epoch(self, whole: bool) -> None:
+        ctx = self.ctx
+        values = compute_metrics(ctx.task, self.metrics)
+        validation = None
+        if self.evaluation is not None:
+            metrics = feed_lib.evaluated(self.evaluation, ctx.state, self._interrupted)
+            if self._interrupted():
+                return  # an epoch without its validation has not ended; a resumed run does that first
+            validation = compute_metrics(ctx.task, metrics)
+        values = fetched(values)  # the epoch's edge: the loop waits here
+        late, self.late = self.late, None
+        self._log(late)
+        validation = None if validation is None else fetched(validation)
+        row = {"epoch": ctx.epoch, "step": ctx.step, **plain(values)}
+        if validation is not None:
+            row.update(plain(validation, "val_"))
+        ctx.logs = row
+        self.rescue.watch(row, ctx.state, ctx.step - 1)
+        if ctx.last_batch is not None:
+            ctx.last_batch = feed_lib.put(ctx.last_batch)
+        self.resume_point = ctx.state, self.callbacks.state()
+        if validation is not None:
+            self.callbacks.call("on_validation_end", ctx)
+        self.callbacks.call("on_epoch_end", ctx)
+        self._roll_back_if_due()
+        epochs = ctx.history.epochs  # what a checkpoint knows: whole epochs
+        ctx.history.append(ctx.logs)
+        if self.run is not None:
+            self.run.write(ctx.logs)
+        if whole:
+            self.over, self.resume_point, epochs = True, None, epochs + 1
+        every = self.options.checkpoint_every
+        due = every is None or ctx.step % every == 0 or ctx.save_requested
+        if self.run is not None and (due or not whole or self.run.failed()):
+            self._save(epochs)
+
+    def _save(self, epochs: int | None = None) -> None:
+        """A checkpoint of the run, with so many epochs in its history; None is all there are."""
+        ctx = self.ctx
+        done = History(ctx.history.rows()[:epochs])
+        state, callbacks = self.resume_point or (ctx.state, self.callbacks.state())
+        accumulators = programs.opened(self.metrics)
+        source = self.training.source
+        data_state = source.state(self.position) if hasattr(source, "state") else None
+        self.run.save(state, ctx.step, accumulators, self.position, done, callbacks, data_state)  # type: ignore[union-attr]
+        self.saved_step = ctx.step
+        ctx.save_requested = False

@@ -1,0 +1,72 @@
+"""Options: what `fit` is asked for, looked at before anything runs."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from .._core import check
+from .._core.errors import ConfigError
+from .events import CallbackList
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The keywords of `fit`, of which its docstring tells.
+
+    Raises:
+      ConfigError: if one is out of range, or two of them contradict each other.
+    """
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    shuffle: bool
+    seed: int
+    validation_data: Any
+    validation_every: int | None
+    callbacks: Iterable[Any]
+    run_dir: Any
+    checkpoint_every: int | None
+    resume: bool | Literal["must"]
+    steps_per_call: int | Literal["auto"]
+    log_every: int
+    max_time: float | None
+    prefetch: int
+    donate: bool
+    rebuild: int
+    progress: bool
+    verbose: bool
+    listeners: CallbackList = dataclasses.field(init=False)  # the callbacks, each looked at
+
+    def __post_init__(self):
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError(
+                f"give `epochs` or `steps`, not both (got epochs={self.epochs}, steps={self.steps})"
+            )
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 10)
+        for name in ("epochs", "steps", "checkpoint_every", "validation_every"):
+            if getattr(self, name) is not None:
+                check.integer(name, getattr(self, name), at_least=1)
+        if self.max_time is not None:
+            check.number("max_time", self.max_time, above=0)
+        check.integer("prefetch", self.prefetch, at_least=0)
+        check.integer("batch_size", self.batch_size, at_least=1)
+        check.integer("log_every", self.log_every, at_least=1)
+        check.integer("rebuild", self.rebuild, at_least=0)
+        if self.steps_per_call != "auto":
+            check.integer("steps_per_call", self.steps_per_call, at_least=1)
+        if self.validation_every is not None and self.validation_data is None:
+            raise ConfigError("`validation_every` needs `validation_data`")
+        if self.run_dir is None and (self.resume or self.checkpoint_every is not None):
+            raise ConfigError("`resume` and `checkpoint_every` need a `run_dir`")
+        if callable(self.callbacks) or not isinstance(self.callbacks, Iterable):
+            raise ConfigError(
+                f"`callbacks` must be a list, got {self.callbacks!r}; write `callbacks=[...]`, also for one"
+            )
+        object.__setattr__(self, "listeners", CallbackList(self.callbacks))
+
+    @property
+    def edges(self) -> list[int]:
+        """A dispatch does not run over a multiple of these."""
+        return [every for every in (self.checkpoint_every, self.validation_every) if every is not None]

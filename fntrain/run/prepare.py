@@ -1,0 +1,214 @@
+"""What a run needs before its first step: data at the door, its directory, where it stands, how it is cut."""
+
+import functools
+import warnings
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from .. import tree
+from .._core.errors import ConfigError
+from ..data.arrays import Arrays
+from ..data.feed import Feed
+from ..data.position import Position
+from ..data.source import as_source, fingerprint
+from ..data.stream import Stream
+from ..show.progress import ProgressBar
+from ..show.summary import summary
+from ..step import programs
+from ..step.state import TrainState
+from ..step.step import compute_metrics
+from ..step.task import Task
+from . import dispatch
+from .context import LoopContext
+from .directory import RunDirectory
+from .events import CallbackList
+from .history import History, plain
+from .identity import identity_of, in_words
+from .loop import Loop
+from .options import Options
+from .rescue import Rescue
+from .signals import Signals
+
+
+class Feeds(NamedTuple):
+    """Where batches come from."""
+
+    training: Feed
+    evaluation: Feed | None
+
+
+def check_processes(state: TrainState, options: Options) -> None:
+    """Refuse what several processes would do each for itself."""
+    if jax.process_count() == 1:
+        return
+    if options.max_time is not None:
+        raise ConfigError(
+            "`max_time` goes by one process's clock, and several would stop at different steps: have SIGTERM sent to "
+            "one of them instead (Slurm: `--signal=TERM@120`)"
+        )
+    if all(x.is_fully_addressable for x in jax.tree.leaves(state)):
+        raise ConfigError(
+            f"`state` is on devices of this process alone, so each of the {jax.process_count()} processes would train "
+            f"by itself: `init_state(..., mesh=fntrain.sharding.mesh(data=-1))` makes one that spans them"
+        )
+
+
+def feeds(task: Task, state: TrainState, data: Any, options: Options) -> Feeds:
+    """Data at the door, and what steps on it report."""
+    source = as_source(data, options.batch_size, shuffle=options.shuffle, seed=options.seed)
+    evaluation = None
+    if options.validation_data is not None:
+        name = "validation_data"
+        held_out = as_source(options.validation_data, options.batch_size, shuffle=False, seed=0, name=name)
+        evaluation = Feed(task, state, held_out, train=False, name=name)
+    return Feeds(Feed(task, state, source, train=True, name="data"), evaluation)
+
+
+def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextManager[RunDirectory | None]:
+    """The run directory, open and locked; nothing, without one."""
+    if options.run_dir is None:
+        return nullcontext()
+    source = feeds.training.source
+    batch_size = source.loader.batch_size if isinstance(source, Arrays) else options.batch_size
+    identity = identity_of(task, fingerprint(source), batch_size, options.seed)
+    config = dict(
+        epochs=options.epochs,
+        steps=options.steps,
+        batch_size=batch_size,
+        seed=options.seed,
+        devices=[str(d) for d in jax.devices()],
+        jax=jax.__version__,
+    )
+    return RunDirectory(options.run_dir, identity, config, options.resume, in_words(task))
+
+
+def loop(
+    task: Task,
+    own: list[TrainState],
+    feeds: Feeds,
+    run: RunDirectory | None,
+    options: Options,
+    signals: Signals,
+    given: "weakref.ref[TrainState]",
+) -> Loop:
+    """The loop, where it begins: at the first step, or where the run in the directory stands.
+
+    Args:
+      task: the Task.
+      own: the state to start from, in a list, which is emptied: nothing but the loop holds it then.
+      feeds: where batches come from.
+      run: the run directory, or None.
+      options: what `fit` was asked for.
+      signals: what may end the run.
+      given: the state the caller gave, as long as the caller keeps it.
+    """
+    training = feeds.training
+    source = training.source
+    callbacks = options.listeners
+    columns_known = not callbacks.adds_logs
+    if options.progress:
+        callbacks = CallbackList([callbacks, ProgressBar() if jax.process_index() == 0 else _Unseen()])
+    state, metrics, position, history = own.pop(), training.empty, Position(0, 0), History()
+    resumed = run is not None and run.extra is not None
+    if run is not None:
+        run.check(state)
+        if resumed:
+            state, accumulators, position, history = run.restore(state, programs.opened(metrics))
+            metrics = programs.closed(accumulators)
+    total = options.steps
+    if total is None and source.length is not None:
+        total = options.epochs * source.length  # type: ignore[operator]
+    step = int(state.step)
+    chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
+    if run is not None:
+        run.note(steps_per_call=chunk, parameters=tree.size(state.params))
+        if run.extra is not None:
+            _resume_data(source, run.extra.get("data_state"), position)
+    if options.verbose and jax.process_index() == 0:
+        print(
+            summary(
+                task,
+                state,
+                batch_size=training.rows,
+                steps_per_epoch=source.length,
+                epochs=options.epochs,
+                steps=options.steps,
+                steps_per_call=chunk,
+            )
+        )
+    ctx = LoopContext(
+        task=task,
+        state=state,
+        epoch=position.epoch + 1,
+        epochs=options.epochs,
+        step=step,
+        steps=total,
+        steps_per_epoch=source.length,
+        epoch_step=position.index,
+        batch_size=training.rows,
+        history=history,
+        resumed=resumed,
+        resumed_step=step,
+        run_dir=None if run is None else run.path,
+        columns=functools.partial(_columns, task, *feeds) if columns_known else None,
+    )
+    start = None if run is None or resumed else given
+    rescue = Rescue(task, training, run, start, position, options.rebuild)
+    return Loop(options, training, feeds.evaluation, callbacks, run, signals, rescue, chunk, metrics, ctx)
+
+
+def _steps_per_call(
+    task: Task,
+    state: TrainState,
+    training: Feed,
+    callbacks: CallbackList,
+    run: RunDirectory | None,
+    options: Options,
+    total: int | None,
+    step: int,
+) -> int:
+    if options.steps_per_call != "auto":
+        return int(options.steps_per_call)
+    if run is not None and run.extra is not None and run.extra.get("steps_per_call") is not None:
+        return run.extra["steps_per_call"]  # a resumed run cuts the chunks that it cut before
+    if callbacks.needs_every_step:
+        return 1
+    left = None if total is None else total - step
+    return dispatch.choose(task, state, training, left, min([training.source.length or 1, *options.edges]))
+
+
+def _resume_data(source: Any, saved: Any, position: Position) -> None:
+    if hasattr(source, "restore"):
+        source.restore(saved or {})
+    elif isinstance(source, Stream) and position.index > 0:
+        warnings.warn(
+            f"`data` is a plain iterable: to resume, the {position.index} batches of epoch {position.epoch + 1} that "
+            f"were trained on are read again and dropped; a data set of arrays or of Grain goes on at once",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _columns(task: Task, training: Feed, evaluation: Feed | None) -> list[str]:
+    """The numbers that an epoch logs, found without running anything."""
+    names: list[str] = []
+    for prefix, part in (("", training), ("val_", evaluation)):
+        if part is not None:
+            shapes = jax.eval_shape(functools.partial(compute_metrics, task), part.empty)
+            zeros = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
+            values = plain(programs.in_order(task, zeros), prefix)
+            names += [name for name, x in values.items() if isinstance(x, float)]
+    return names
+
+
+class _Unseen:
+    """The progress bar of the other processes: who listens decides where dispatches end, the same everywhere."""
+
+    adds_logs = False
+
+    def on_log(self, ctx: LoopContext) -> None:
+        """Show nothing."""

@@ -1,0 +1,75 @@
+"""What a step costs, as its program says it: no clock, no run, no compilation."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+from .. import tree
+from .._core.typing import Batch
+from ..sharding import manual
+from . import programs
+from .state import TrainState
+from .task import Task
+
+
+class Cost(NamedTuple):
+    """Operations and traffic of one step."""
+
+    flops: int  # of matrix products and convolutions
+    bytes: int  # of the state, read and written, and of the batch
+
+    def seconds(self, device: Any) -> float:
+        """The least time that a device of this kind takes for it."""
+        flops, traffic = _PEAKS.get(device.platform, _PEAKS["gpu"])
+        return max(self.flops / flops, self.bytes / traffic)
+
+
+# Operations and bytes a second, in orders of magnitude: what matters is whether a step takes microseconds.
+_PEAKS = {"cpu": (5e10, 1e10), "gpu": (1e14, 2e12), "tpu": (1e14, 1e12)}
+
+
+def cost_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> Cost:
+    """The cost of `train_step` on such a batch (arrays or shapes), from the trace that compiling it takes too."""
+    with manual.mesh_context(task.axis_name, state.step):
+        program = jax.make_jaxpr(lambda *given: programs.one_step(task, *given))(state, batch, weight)
+    return Cost(products(program.jaxpr), 2 * tree.nbytes(_words(state)) + tree.nbytes(batch))
+
+
+def _words(state: TrainState) -> list[Any]:
+    return [x for x in jax.tree.leaves(state) if not jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)]
+
+
+def products(program: core.Jaxpr) -> int:
+    """Floating-point operations of the matrix products and convolutions of a program."""
+    total: int = 0
+    for equation in program.eqns:
+        shapes: list[Any] = [getattr(x.aval, "shape", ()) for x in (*equation.invars, *equation.outvars)]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[0][i] for i in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            numbers = equation.params["dimension_numbers"]
+            channels = shapes[1][numbers.rhs_spec[0]]
+            total += 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // channels
+        inner = [products(p) for p in _programs(equation.params)]
+        if equation.primitive.name == "scan":
+            total += equation.params["length"] * sum(inner)
+        elif equation.primitive.name == "cond":
+            total += max(inner, default=0)
+        else:
+            total += sum(inner)
+    return total
+
+
+def _programs(params: Mapping[str, Any]) -> list[Any]:
+    found = []
+    for value in params.values():
+        for x in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(x, core.ClosedJaxpr):
+                found.append(x.jaxpr)
+            elif isinstance(x, core.Jaxpr):
+                found.append(x)
+    return found

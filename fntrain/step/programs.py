@@ -1,0 +1,353 @@
+"""The compiled programs of the engine: steps are compiled here and nowhere else.
+
+Each takes the task as a static argument and donates the state, and is unchecked: the verbs in `step.step` look at
+their arguments first, and the loop at its own once a run.
+"""
+
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from .. import precision, tree
+from .._core import check
+from .._core.errors import ConfigError, DataError
+from .._core.typing import Batch, PyTree
+from ..sharding import manual
+from ..sharding.place import Layout, layout_of, pinned
+from ..transforms import loss_scale, types as transforms
+from . import gradients, reports
+from .packed import Packed, packed, unpacked
+from .reports import StepMetrics
+from .state import TrainState
+from .task import Context, Task, fold_in_name
+
+
+def in_order(task: Task, values: dict[str, Any]) -> dict[str, Any]:
+    """The loss first, then the task's metrics, then the rest: a dict comes out of jit sorted by key."""
+    return {name: values[name] for name in [*task.metrics, *(n for n in values if n not in task.metrics)]}
+
+
+def empty_metrics(task: Task, state: TrainState, batch: Batch, weight: Any, *, train: bool) -> Packed:
+    """Nothing yet, in the structure that steps on such batches report: what a loop starts to accumulate from.
+
+    The step is traced for it, by the same trace that compiling it takes, and nothing is run.
+
+    Raises:
+      ScalarLossError: if there is a weight, and the loss gives one value for the whole batch.
+    """
+    with manual.mesh_context(task.axis_name, state.step):
+        one = partial(one_step if train else _one_evaluation, task)
+        shapes = jax.eval_shape(lambda *given: one(*given)[1], state, batch, weight)
+    leaves, structure = jax.tree.flatten(shapes)
+    return _empty(task, structure, tuple(leaves))()
+
+
+@lru_cache(maxsize=64)
+def _empty(task: Task, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+    return jax.jit(lambda: packed(reports.empty_like(task, jax.tree.unflatten(structure, leaves))))
+
+
+def takes_weights(task: Task, state: TrainState, batch: Batch, *, train: bool) -> bool:
+    """Whether the loss gives one value per example, so that padding can be weighed out; else it is a scalar."""
+    weight = jax.ShapeDtypeStruct((tree.leading_axis(batch),), jnp.float32)
+    with manual.mesh_context(task.axis_name, state.step):
+        one = partial(one_step if train else _one_evaluation, task)
+        try:
+            jax.eval_shape(one, state, batch, weight)
+        except gradients.ScalarLossError:
+            return False
+    return True
+
+
+def train_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Any:
+    """`train_step`, unchecked, and the merge of its metrics into `metrics` (donated too), in one dispatch."""
+    impl, bits = _raw(state.key)
+    layout = _layout(state)
+    with manual.mesh_context(task.axis_name, state.step):
+        *parts, metrics, step = _train_step(
+            task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
+        )
+    return _of_parts(step, parts, state.key, layout), metrics
+
+
+def train_many_into(
+    task: Task,
+    state: TrainState,
+    metrics: Packed | None,
+    batches: Batch,
+    weights: Any,
+    log_every: int = 0,
+) -> Any:
+    """`train_steps`, likewise.
+
+    With `log_every` also the values of the metrics, packed, `[K, …]`, after the steps whose number it divides; they
+    are computed after those steps alone, and the other rows hold nothing.
+    """
+    impl, bits = _raw(state.key)
+    layout = _layout(state)
+    with manual.mesh_context(task.axis_name, state.step):
+        *parts, metrics, values, step = _train_steps(
+            task, impl, layout, state.step, *_donated(state), bits, batches, weights, metrics, log_every
+        )
+    state = _of_parts(step, parts, state.key, layout)
+    return (state, metrics, values) if log_every else (state, metrics)
+
+
+def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Packed:
+    """`eval_step`, likewise."""
+    impl, bits = _raw(state.key)
+    with manual.mesh_context(task.axis_name, state.step):
+        return _eval_step(
+            task, impl, state.step, state.params, state.model_state, bits, batch, weight, metrics
+        )
+
+
+def _of_parts(step: jax.Array, parts: list[Any], key: jax.Array, layout: Layout | None) -> TrainState:
+    state = TrainState(step, *parts, key=key)
+    if layout is not None:  # it was pinned there, so the next step need not ask
+        object.__setattr__(state, "_layout", layout)
+    return state
+
+
+def _layout(state: TrainState) -> Layout | None:
+    """Where a state's arrays lie, so that a step gives them back there: nothing, on one device.
+
+    Left to the compiler, a bias that the rules keep whole comes back split, and the next step compiles anew.
+    """
+    if not (check.is_concrete(state.step) and isinstance(state.step.sharding, NamedSharding)):
+        return None
+    return state.__dict__.get("_layout") or layout_of((*_donated(state), state.step))
+
+
+def _raw(key: jax.Array) -> tuple[Any, jax.Array]:
+    """A typed key's implementation and its words.
+
+    jit takes the slow way round for typed keys, as arguments and as results; a step costs twice as much for it.
+    The root key never changes, so a step gets the words, and its new state the same key again.
+    """
+    words = getattr(key, "_base_array", None)  # what key_data reads, without a dispatch
+    if words is None:  # a tracer's
+        return jax.random.key_impl(key), jax.random.key_data(key)
+    impl = _IMPLEMENTATIONS.get(key.dtype)
+    if impl is None:
+        impl = _IMPLEMENTATIONS[key.dtype] = jax.random.key_impl(key)
+    return impl, words
+
+
+_IMPLEMENTATIONS: dict[Any, Any] = {}  # by the dtype of keys: asked for at every step
+
+
+@jax.jit
+def copied(tree: PyTree) -> PyTree:
+    """A copy of every array, with the same shardings: for who wants to keep what a step will consume."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+opened = jax.jit(unpacked)
+"""A step's metrics by name, for who stores them."""
+
+closed = jax.jit(packed)
+"""The metrics that `opened` gave, as steps take them."""
+
+
+def step_key(state: TrainState) -> jax.Array:
+    """The key of the batch that comes next: a function of the root key and the step alone."""
+    return jax.random.fold_in(state.key, state.step)
+
+
+def _donated(state: TrainState) -> tuple:
+    # All but `step`, four bytes that stay readable, so that a spent state can say which step consumed it, and the
+    # key, which the next state has too. Results come in this order too, the step after them: JAX pairs donated
+    # buffers with results in order, and a result in front would shift every counter into its neighbour's memory.
+    return state.updates, state.params, state.opt_state, state.model_state
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5, 6, 7, 11))
+def _train_step(
+    task, impl, layout, step, updates, params, opt_state, model_state, bits, batch, weight, metrics
+):
+    key = jax.random.wrap_key_data(bits, impl=impl)
+    state = TrainState(step, updates, params, opt_state, model_state, key)
+    state, new = one_step(task, state, batch, weight)
+    *parts, step = pinned((*_donated(state), state.step), layout)
+    return *parts, _joined(task, metrics, new), step
+
+
+def _joined(task: Task, metrics: Packed | None, new: StepMetrics) -> Packed:
+    return packed(new if metrics is None else reports.merge(task, unpacked(metrics), new))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 12), donate_argnums=(4, 5, 6, 7, 11))
+def _train_steps(
+    task,
+    impl,
+    layout,
+    step,
+    updates,
+    params,
+    opt_state,
+    model_state,
+    bits,
+    batches,
+    weights,
+    metrics,
+    log_every,
+):
+    key = jax.random.wrap_key_data(bits, impl=impl)
+    state = TrainState(step, updates, params, opt_state, model_state, key)
+    if metrics is None:
+        first = jax.tree.map(lambda x: x[0], (batches, weights))
+        shapes = jax.eval_shape(lambda s, x: one_step(task, s, *x)[1], state, first)
+        accumulated = reports.empty_like(task, shapes)
+    else:
+        accumulated = unpacked(metrics)
+
+    def body(carry, x):
+        parts, metrics = carry
+        *parts, step = parts
+        state, new = one_step(task, TrainState(step, *parts, key=key), *x)
+        metrics = reports.merge(task, metrics, new)
+        parts = pinned((*_donated(state), state.step), layout)
+        return (parts, metrics), _due_values(task, state.step, metrics, log_every) if log_every else None
+
+    start = (*_donated(state), state.step)
+    ((*parts, step), accumulated), values = manual.scan(body, (start, accumulated), (batches, weights))
+    return *parts, packed(accumulated), values, step
+
+
+def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: int) -> Packed:
+    shapes = jax.eval_shape(lambda: packed(reports.compute(task, metrics)))
+    return jax.lax.cond(
+        step % log_every == 0,
+        lambda: packed(reports.compute(task, metrics)),
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+    )
+
+
+# Traced once for a task and a form of state and batch, whoever asks: single steps, chunks, and what they report.
+@partial(jax.jit, static_argnums=0, inline=True)
+def one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[TrainState, StepMetrics]:
+    """The state after a step, and what it reports: what all programs that train are made of."""
+    key = step_key(state)
+    scale = loss_scale(state.opt_state)
+    part = gradients.batch_gradient(
+        task, state.params, state.model_state, batch, key, state.step, weight, scale
+    )
+    loss, grads = gradients.mean(part)
+    trained, carried = tree.split(state.params)
+
+    def value_and_grad_fn(trained: PyTree) -> tuple[jax.Array, PyTree]:
+        """Loss and gradient of this batch, with this step's randomness, at other parameters."""
+        params = tree.combine(tree.cast_like(trained, tree.split(state.params)[0]), carried)
+        again = gradients.batch_gradient(
+            task, params, state.model_state, batch, key, state.step, weight, scale
+        )
+        return gradients.mean(again)
+
+    extra = dict(
+        value=loss, grad=grads, weight=part.weight, step=state.step, value_and_grad_fn=value_and_grad_fn
+    )
+    stochastic = task.policy.stochastic_rounding  # type: ignore[union-attr]
+    if stochastic:
+        # The updates are added in float32, and what holds back or skips changes nothing there either.
+        kept, trained = trained, jax.tree.map(tree.wide, trained)
+    trained, opt_state, applied = task.transform.apply(grads, state.opt_state, trained, **extra)
+    if stochastic:
+        trained = precision.round_stochastically(trained, kept, fold_in_name(key, "rounding"))
+    recorded = transforms.recorded(opt_state)
+    new_state = TrainState(
+        step=transforms.increment(state.step),
+        updates=jnp.where(applied, transforms.increment(state.updates), state.updates),
+        params=tree.combine(trained, carried),
+        opt_state=opt_state,
+        model_state=_kept_model_state(state.model_state, part, opt_state),
+        key=state.key,
+    )
+    difference = tree.aval_difference(state, new_state)
+    if difference:
+        raise ConfigError(
+            f"the state changes its type in a step, which would recompile it every time: {difference}. "
+            f"`{task.tx!r}` does not return the state it was given the types of"
+        )
+    return new_state, part.metrics._replace(recorded=reports.record(recorded, state.step))
+
+
+def _kept_model_state(old: PyTree, part: gradients.Partial, opt_state: PyTree) -> PyTree:
+    """The new model state, unless the batch weighed nothing or the step was skipped: those leave no trace."""
+    new = part.model_state
+    if not transforms.is_positive(part.weight):
+        new = tree.where(part.weight > 0, new, old)
+    skipped = transforms.skipped(opt_state)
+    return new if skipped is None else tree.where(skipped, old, new)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=8)
+def _eval_step(task, impl, step, params, model_state, bits, batch, weight, metrics):
+    key = jax.random.wrap_key_data(bits, impl=impl)
+    return _joined(task, metrics, _evaluation(task, step, params, model_state, key, batch, weight))
+
+
+def _one_evaluation(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[None, StepMetrics]:
+    return None, _evaluation(task, state.step, state.params, state.model_state, state.key, batch, weight)
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _evaluation(task, step, params, model_state, key, batch, weight):
+    rows = tree.leading_axis(batch)
+    if weight is not None:
+        weight = jnp.asarray(weight)
+        if weight.shape != (rows,):
+            raise DataError(
+                f"`weight` must have one entry a row of the batch, shape [{rows}], got {list(weight.shape)}"
+            )
+        weight = weight.astype(jnp.float32)
+    ctx = Context(key=fold_in_name(key, "eval"), train=False, step=step, model_state=model_state)
+    return gradients.evaluate_batch(task, params, batch, ctx, weight)
+
+
+@partial(jax.jit, static_argnums=0)
+def merged(task, a, b):
+    """`merge_metrics`."""
+    return packed(reports.merge(task, unpacked(a), unpacked(b)))
+
+
+@partial(jax.jit, static_argnums=0)
+def values_of(task, metrics):
+    """`compute_metrics`."""
+    return reports.compute(task, unpacked(metrics))
+
+
+@partial(jax.jit, static_argnums=0)
+def computed(task, metrics):
+    """The values of `compute_metrics` as one array, with a leading axis of one, for who fetches them."""
+    return jax.tree.map(lambda x: x[None], packed(reports.compute(task, unpacked(metrics))))
+
+
+@partial(jax.jit, static_argnums=0)
+def gradient(task, state, batch, weight):
+    """`compute_gradients`, by autodiff."""
+    scale = loss_scale(state.opt_state)
+    part = gradients.batch_gradient(
+        task, state.params, state.model_state, batch, step_key(state), state.step, weight, scale
+    )
+    loss, grads = gradients.mean(part)
+    return loss, tree.cast_like(grads, tree.split(state.params)[0])
+
+
+@partial(jax.jit, static_argnums=0)
+def flushed(task, state):
+    """`flush`."""
+    if not task.transform.holds_back:
+        return state
+    open_ = transforms.holds_gradients(state.opt_state)
+    trained, carried = tree.split(state.params)
+    updates, opt_state = task.transform.flush(state.opt_state, trained)
+    trained = tree.where(open_, tree.add(trained, updates), trained)
+    return state.replace(
+        updates=state.updates + open_.astype(jnp.int32),
+        params=tree.combine(trained, carried),
+        opt_state=opt_state,
+    )
