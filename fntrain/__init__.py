@@ -28,8 +28,9 @@ from ._core.errors import (
     NonFiniteError as NonFiniteError,
     RunLockedError as RunLockedError,
 )
-from .checkpoint.checkpointer import Checkpointer as Checkpointer, restore_params as restore_params
+from .checkpoint.checkpointer import Checkpointer as Checkpointer
 from .checkpoint.keep import Keep as Keep
+from .checkpoint.params import restore_params as restore_params
 from .checkpoint.safetensors import export as export, load as load
 from .data.arrays import data_loader as data_loader
 from .data.split import split as split

@@ -258,7 +258,8 @@ def _schedules(run: Path) -> list[Any]:
 def _inspect(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from .checkpoint.checkpointer import Checkpointer, restore_params
+    from .checkpoint.checkpointer import Checkpointer
+    from .checkpoint.params import restore_params
 
     config, rows = _config(args.path), _rows(args.path)
     console = Console(highlight=False)

@@ -20,10 +20,13 @@ from . import precision, tree
 from ._core import check
 from ._core.errors import ConfigError
 from ._core.typing import Batch, Params, PyTree
+from .losses.loss import Loss
 from .metrics import Metric
 from .step.state import init_state
 from .step.step import compute_gradients, compute_metrics, eval_step, train_step
 from .step.task import Task
+from .transforms.adapt import adapt
+from .transforms.types import Transform, Window
 
 
 class LawError(AssertionError):
@@ -59,8 +62,10 @@ def check_transform(
     """The laws of a transform.
 
     `init` and `update` agree in structure, shape, dtype and weak type; updates have the parameters' shapes and
-    the gradients' dtypes; floating-point state is float32; no buffer of the state is one of the parameters';
-    zero gradients give finite updates; compiled and eager results agree; unknown extra arguments are accepted.
+    the gradients' dtypes; state is arrays, floating-point ones float32; no buffer of the state is one of the
+    parameters', and `update` leaves the state it is given as it is; equal calls give equal results, and compiled and
+    eager ones agree; `apply` is what `update` and an addition are; zero gradients give finite updates; a batch of
+    weight zero changes nothing; unknown extra arguments are accepted.
 
     Args:
       make: `() -> transform`.
@@ -74,39 +79,104 @@ def check_transform(
     check_value(make)
     extra = dict(extra or {})
     for dtype in dtypes:
-        tx = optax.with_extra_args_support(make())
-        about = f"{dtype} parameters"
+        tx = adapt(make())
         p = precision.cast(jax.tree.map(jnp.asarray, _params() if params is None else params), dtype)
         grads = jax.tree.map(lambda x: (jnp.cos(7 * x.astype(jnp.float32)) + 0.5).astype(x.dtype), p)
         state = tx.init(p)
-        buffers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(p)}
-        for path, x in tree.items(state):
-            wide = not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.float32
-            _require(
-                wide, "floating-point state is float32", f"`{path}` is {x.dtype.name} ({dtype} parameters)"
-            )
-            alias = x.size and x.unsafe_buffer_pointer() in buffers
-            _require(not alias, "no state aliases the parameters", f"`{path}`, {about}")
+        _check_state(state, p, dtype)
+        _check_update(tx, grads, state, p, extra, dtype)
+        _check_apply(tx, grads, state, p, extra, dtype)
 
-        def update(grads, state, p, update=tx.update):
-            return update(grads, state, p, **extra)
 
-        compiled = jax.jit(update)
-        after = state
-        for _ in range(3):
-            before = after
-            updates, after = compiled(grads, before, p)
-            difference = tree.aval_difference(before, after)
-            _require(difference is None, "init and update agree", f"state {difference}, {about}")
-            difference = tree.aval_difference(grads, updates)
-            _require(difference is None, "updates have the gradients' types", f"{difference}, {about}")
-        eager, _ = update(grads, state, p)
-        first, _ = compiled(grads, state, p)
-        _require(_close(eager, first, 1e-2 if dtype != "float32" else 1e-5), "jit agrees with eager", dtype)
-        zeros = tree.zeros_like(grads)
-        still, later = compiled(zeros, state, p)
-        _require(_finite((still, later)), "zero gradients give finite updates", about)
-        tx.update(grads, state, p, **extra, an_argument_nobody_knows=1)
+def _check_state(state: PyTree, params: Params, dtype: str) -> None:
+    about = f"{dtype} parameters"
+    buffers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)}
+    for path, x in tree.items(state):
+        _require(isinstance(x, jax.Array), "state is arrays", f"`{path}` is a {type(x).__name__}, {about}")
+        wide = not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.float32
+        _require(wide, "floating-point state is float32", f"`{path}` is {x.dtype.name} ({about})")
+        alias = x.size and x.unsafe_buffer_pointer() in buffers
+        _require(not alias, "no state aliases the parameters", f"`{path}`, {about}")
+
+
+def _check_update(tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict, dtype: str) -> None:
+    about = f"{dtype} parameters"
+
+    def update(grads, state, p):
+        return tx.update(grads, state, p, **extra)
+
+    compiled = jax.jit(update)
+    after = state
+    for _ in range(3):
+        before = after
+        updates, after = compiled(grads, before, p)
+        difference = tree.aval_difference(before, after)
+        _require(difference is None, "init and update agree", f"state {difference}, {about}")
+        difference = tree.aval_difference(grads, updates)
+        _require(difference is None, "updates have the gradients' types", f"{difference}, {about}")
+    held = dict(tree.items(state))
+    eager, _ = update(grads, state, p)
+    now = dict(tree.items(state))
+    changed = [path for path in {**held, **now} if held.get(path) is not now.get(path)]
+    _require(not changed, "update leaves the state it is given as it is", f"{tree.some(changed)}, {about}")
+    first, _ = compiled(grads, state, p)
+    _require(_close(eager, first, 1e-2 if dtype != "float32" else 1e-5), "jit agrees with eager", dtype)
+    again, _ = update(grads, state, p)
+    _require(_same(eager, again), "equal calls of update give equal results", about)
+    zeros = tree.zeros_like(grads)
+    still, later = compiled(zeros, state, p)
+    _require(_finite((still, later)), "zero gradients give finite updates", about)
+    tx.update(grads, state, p, **extra, an_argument_nobody_knows=1)
+
+
+def _check_apply(tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict, dtype: str) -> None:
+    """`apply` is `update` and an addition; what weighs nothing changes nothing."""
+    tolerance = 1e-6 if dtype == "float32" else 2e-2
+
+    @jax.jit
+    def both(state, p, weight):
+        updates, by_update = tx.update(grads, state, p, **extra)
+        return tree.add(p, updates), by_update, *tx.apply(grads, state, p, **extra, weight=weight)
+
+    zero = jnp.zeros((), jnp.float32)
+    for call in range(3):
+        expected, state_after, got, new_state, _ = both(state, p, jnp.ones((), jnp.float32))
+        about = f"call {call + 1}, {dtype} parameters"
+        _require(_close(got, expected, tolerance), "apply agrees with update", f"the parameters, {about}")
+        _require(_close(new_state, state_after, tolerance), "apply agrees with update", f"the state, {about}")
+        if call and tx.holds_back:  # a call that weighs nothing is one all the same, and may close a window
+            state, p = new_state, got
+            continue
+        _, _, still, idle, _ = both(state, p, zero)
+        moved = [path for path, same in tree.items(jax.tree.map(_same, still, p)) if not same]
+        moved += [path for path in _moved(state, idle) if path not in _counting(state)]
+        _require(not moved, "a batch of weight zero changes nothing", f"{tree.some(moved)}, {about}")
+        state, p = new_state, got
+
+
+def _moved(before: PyTree, after: PyTree) -> list[str]:
+    return [path for path, same in tree.items(jax.tree.map(_same, before, after)) if not same]
+
+
+def _counting(state: PyTree) -> set[str]:
+    """The leaves of accumulation windows, which count every call: of those nodes alone, whatever else is named so."""
+    fields = ("mini_step", "weight", "applied", "acc_grads")
+    found = set()
+    for path, node in tree.named_nodes(state):
+        if isinstance(node, Window):
+            for name in fields:
+                inner = getattr(node, name, None)
+                found |= {"/".join(filter(None, (path, name, leaf))) for leaf in tree.paths(inner)}
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=_is_float(x)) for x, y in pairs)
+
+
+def _is_float(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def _params() -> Params:
@@ -220,6 +290,55 @@ def check_schedule(
     _require(_finite(schedule(jnp.int32(2**31 - 1))), "finite at any step", "step 2**31 - 1")
 
 
+def check_loss(loss: Callable[..., Loss], predictions: Any, *others: Any, tolerance: float = 1e-6) -> None:
+    """The laws of a loss: one value per example, a matter of that example alone, in float32 at least.
+
+    Part of the rows give that part of the values and weights; low precision is widened, and compiled and eager
+    results agree; the gradient of the sum is that of central differences, in float64.
+
+    Args:
+      loss: `(predictions, *others) -> Loss`.
+      predictions: floating-point, `[N, …]`.
+      others: arrays `[N, …]`: labels, targets.
+      tolerance: relative tolerance of values.
+
+    Raises:
+      LawError: naming the law.
+    """
+    given = [np.asarray(x) for x in (predictions, *others)]
+    rows = len(given[0])
+    whole = loss(*map(jnp.asarray, given))
+    shape = whole.values.shape
+    _require(shape[:1] == (rows,), "a loss is one value per example", f"{list(shape)} for {rows} rows")
+    _require(
+        _close(jax.jit(lambda *x: loss(*x))(*given), whole, tolerance), "jit agrees with eager", "values"
+    )
+    half = loss(*(jnp.asarray(x[1::2]) for x in given))
+    own = [x for x in (whole.values, whole.weights) if x is not None]
+    part = [x for x in (half.values, half.weights) if x is not None]
+    _require(
+        _close([x[1::2] for x in own], part, tolerance),
+        "a value is a matter of its example alone",
+        "half of the rows",
+    )
+    low = loss(jnp.asarray(given[0], jnp.bfloat16), *map(jnp.asarray, given[1:])).values
+    _require(low.dtype == jnp.float32, "values are float32 at least", f"{low.dtype.name} of bfloat16")
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(x, jnp.float64 if x.dtype.kind == "f" else None) for x in given]
+
+        def total(p: jax.Array) -> jax.Array:
+            return loss(p, *wide[1:]).sum()
+
+        direction = jnp.cos(7 * jnp.arange(wide[0].size, dtype=jnp.float64)).reshape(wide[0].shape)
+        slope = jnp.vdot(jax.grad(total)(wide[0]), direction)
+        moved = [total(wide[0] + sign * 1e-5 * direction) for sign in (1, -1)]
+        _require(
+            _close(slope, (moved[0] - moved[1]) / 2e-5, 1e-6),
+            "the gradient is that of differences",
+            str(slope),
+        )
+
+
 def check_task(
     task: Task, params: Params, batch: Batch, weight: Any = None, *, tolerance: float = 1e-6
 ) -> None:
@@ -277,13 +396,12 @@ def check_task(
     values = compute_metrics(task, eval_step(task, state, padded, longer))
     _require(_close(values, expected, tolerance), "rows of weight zero may hold anything", "metrics")
 
-    kept = jax.tree.map(np.asarray, (state.params, state.opt_state))
+    kept = {"params": state.params, "opt_state": state.opt_state}
+    kept = jax.tree.map(np.array, kept)
+    exempt = {f"opt_state/{path}".rstrip("/") for path in _counting(state.opt_state)}
     state, metrics = train_step(task, state, batch, jnp.zeros(rows, jnp.float32))
-    unchanged = jax.tree.map(
-        lambda a, b: np.array_equal(a, np.asarray(b)), kept, (state.params, state.opt_state)
-    )
-    named = [path for path, equal in tree.items(unchanged) if not equal]
-    named = [path for path in named if not path.endswith(("mini_step", "weight", "applied", "acc_grads"))]
+    moved = _moved(kept, {"params": state.params, "opt_state": state.opt_state})
+    named = [path for path in moved if path not in exempt]
     _require(not named, "a batch of weight zero changes nothing", tree.some(named))
     _require(float(compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", "")
 

@@ -22,9 +22,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 import fntrain as ft
 from fntrain._core.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError, ConfigError
-from fntrain.checkpoint import checkpointer
-from fntrain.checkpoint.checkpointer import Checkpointer, restore_params
+from fntrain.checkpoint import checkpointer, shelf
+from fntrain.checkpoint.checkpointer import Checkpointer
 from fntrain.checkpoint.keep import Keep
+from fntrain.checkpoint.params import restore_params
 
 
 class Pair(NamedTuple):
@@ -616,7 +617,7 @@ def test_what_stands_in_the_place_of_steps_is_named(tmp_path):
 
 def test_a_newer_format_is_refused_by_name(two_steps, tmp_path, monkeypatch):
     original, states = two_steps
-    monkeypatch.setattr(checkpointer, "FORMAT", 0)
+    monkeypatch.setattr(shelf, "FORMAT", 0)
     with pytest.raises(CheckpointError, match=r"format 1 of .*jax.* reads up to 0"):
         Checkpointer(original).restore(states[1])
 

@@ -70,15 +70,8 @@ def _of(x: Any, outer: tuple[int, ...]) -> Any:
 
     if isinstance(x, Value):
         return _of_value(x, inside)
-    if isinstance(x, Mapping):
-        order = {"(order)": ", ".join(map(str, x))} if len(x) > 1 else {}
-        return {**{str(k): inside(v) for k, v in x.items()}, **order}
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return {"type": type(x).__name__, **{k: inside(v) for k, v in zip(x._fields, x)}}  # type: ignore[attr-defined]
-    if isinstance(x, tuple | list):
-        return [inside(v) for v in x]
-    if isinstance(x, set | frozenset):
-        return sorted((inside(v) for v in x), key=repr)
+    if isinstance(x, Mapping | tuple | list | set | frozenset):
+        return _of_container(x, inside)
     if isinstance(x, functools.partial):
         parts = {"partial": inside(x.func), "args": inside(x.args), "keywords": inside(x.keywords)}
         return {k: v for k, v in parts.items() if v}
@@ -89,6 +82,17 @@ def _of(x: Any, outer: tuple[int, ...]) -> Any:
     if isinstance(x, type):
         return f"{x.__module__}.{x.__qualname__}"
     return _of_object(x, inside)
+
+
+def _of_container(x: Any, inside: Any) -> Any:
+    if isinstance(x, Mapping):
+        order = {"(order)": ", ".join(map(str, x))} if len(x) > 1 else {}
+        return {**{str(k): inside(v) for k, v in x.items()}, **order}
+    if isinstance(x, set | frozenset):
+        return sorted((inside(v) for v in x), key=repr)
+    if hasattr(x, "_fields"):  # a NamedTuple
+        return {"type": type(x).__name__, **{k: inside(v) for k, v in zip(x._fields, x)}}  # type: ignore[union-attr]
+    return [inside(v) for v in x]
 
 
 def _of_array(x: Any) -> str:

@@ -140,6 +140,7 @@ def factory(kind: type[V]) -> Callable[[Callable[P, Any]], Callable[P, V]]:
             object.__setattr__(made, "_hash", None)
             return made
 
+        make.makes = kind  # type: ignore[attr-defined]
         return make
 
     return decorate

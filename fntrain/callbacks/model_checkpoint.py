@@ -97,9 +97,8 @@ class ModelCheckpoint:
             return  # what the directory holds is of this run
         later = [step for step in self._checkpoints.steps() if step > ctx.step]
         if self._own.issuperset(later):
-            for step, _, name in list(self._checkpoints._names()):
-                if step in later:
-                    self._checkpoints._delete(name)
+            for step in later:
+                self._checkpoints.discard(step)
         elif later:
             raise ConfigError(
                 f"`directory` {self.path} holds later steps ({tree.some([str(s) for s in later])}) than this run "

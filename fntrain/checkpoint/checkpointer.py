@@ -1,19 +1,16 @@
 """Checkpoints: the whole run in one atomic commit, verified when it is read."""
 
 import atexit
-import contextlib
 import json
 import os
-import re
 import shutil
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -26,20 +23,15 @@ from .._core.errors import (
     CheckpointError,
     ConfigError,
 )
-from .._core.typing import Params, PyTree
+from .._core.typing import PyTree
 from . import parts
 from .fitting import fitted
 from .keep import Keep
-from .leaves import copy_to_host, crc_of, info_of, is_intact, on_device
+from .leaves import copy_to_host, crc_of, info_of, is_intact
 from .pack import as_arrays, as_extra, as_numbers, canonical, pack, unpack
 from .paths import below, is_in, key_of, renamed
+from .shelf import Shelf
 from .store import FORMAT, META, orbax_save, read_arrays, reason, version_of
-
-# A finished step is named by its number; `5.v2` is a second save of step 5, and replaces `5` by being there.
-_STEP = re.compile(r"(0|[1-9]\d*)(?:\.v([1-9]\d*))?")
-
-
-_LEFTOVER = re.compile(_STEP.pattern + r"\.(deleted|orbax-checkpoint-tmp)")
 
 
 class Checkpointer:
@@ -86,9 +78,8 @@ class Checkpointer:
             raise ConfigError(f"`keep` must be a Keep(latest=3, best=(name, mode), every=None), got {keep!r}")
         self.directory = check.path("directory", directory)
         self.keep = Keep() if keep is None else keep
-        self._bad: set[str] = set()  # names found damaged: not believed, not counted, not deleted
+        self._shelf = Shelf(self.directory)
         self._verified: set[str] = set()
-        self._metrics: dict[str, dict[str, Any]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._pending: Future | None = None
         self._clean = False
@@ -125,7 +116,7 @@ class Checkpointer:
         """
         step = check.integer("step", _step_of(state) if step is None else step, at_least=0)
         self.wait()
-        if not overwrite and step in self._index():
+        if not overwrite and step in self._shelf.index():
             raise CheckpointError(
                 f"step {step} exists in {self.directory}; pass overwrite=True to replace it"
             )
@@ -202,10 +193,35 @@ class Checkpointer:
         _, body, arrays = self._load(step, "extra")
         return unpack(body["extra"], body["arrays"], arrays)
 
+    def as_saved(self, step: int | Literal["best"] | None = None) -> Any:
+        """The saved state as dicts, lists and tuples of arrays, for who has none like it.
+
+        Args:
+          step: as in `restore`.
+
+        Raises:
+          CheckpointCorruptError: as in `restore`.
+          CheckpointError: as in `restore`.
+        """
+        _, body, arrays = self._load(step)
+        return unpack(body["state"], body["arrays"], arrays)
+
+    def discard(self, step: int) -> None:
+        """Delete a step, all versions of it; one that is not there is none."""
+        self.wait()
+        for other, _, name in list(self._shelf.names()):
+            if other == step:
+                self._shelf.delete(name)
+
+    def clear(self) -> None:
+        """Remove what a killed process left half-written or half-deleted."""
+        if self.directory.is_dir():
+            self._shelf.clear()
+
     def steps(self) -> list[int]:
         """The steps that are saved, in order; a save in the background is waited for."""
         self.wait()
-        return sorted(self._index())
+        return sorted(self._shelf.index())
 
     @property
     def latest_step(self) -> int | None:
@@ -216,7 +232,7 @@ class Checkpointer:
     def best_step(self) -> int | None:
         """The best step by `keep.best`; None if no step has a finite value for it."""
         self.wait()
-        return self.keep.best_step(self._all_metrics())
+        return self.keep.best_step(self._shelf.all_metrics())
 
     def failed(self, wait: bool = False) -> bool:
         """Whether the save in the background has failed, which the next call raises; False while it still runs.
@@ -268,72 +284,17 @@ class Checkpointer:
     def __repr__(self) -> str:
         return f"Checkpointer({str(self.directory)!r}, {self.keep})"
 
-    # The directory: names of finished steps, and what is done to them.
-
-    def _names(self) -> Iterator[tuple[int, int, str]]:
-        """(step, version, name) of every finished step, damaged ones too."""
-        try:
-            entries = list(os.scandir(self.directory))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        for entry in entries:
-            match = _STEP.fullmatch(entry.name)
-            if match and entry.is_dir(follow_symlinks=False):
-                path = Path(entry.path)
-                if (path / META).exists() or (path / "_CHECKPOINT_METADATA").exists():
-                    yield int(match[1]), int(match[2] or 1), entry.name
-
-    def _index(self) -> dict[int, str]:
-        """The name of each step that is believed: its last version."""
-        return {step: name for step, _, name in sorted(self._names()) if name not in self._bad}
-
-    def _others(self) -> str:
-        """What stands in the place of steps, and is none."""
-        names = sorted(p.name for p in self.directory.iterdir()) if self.directory.is_dir() else []
-        names = [name for name in names if _STEP.fullmatch(Path(name).stem) and name not in self._bad]
-        return f"; not Orbax checkpoints, and never unpickled: {tree.some(names)}" if names else ""
-
-    def _all_metrics(self) -> dict[int, dict[str, Any]]:
-        return {step: self._metrics_of(name) for step, name in self._index().items()}
-
-    def _metrics_of(self, name: str) -> dict[str, Any]:
-        if name not in self._metrics:
-            try:
-                body = self._read_body(name)
-            except CheckpointError:
-                return {}  # never the best; restoring it says why
-            self._metrics[name] = unpack(body["metrics"], {}, {})
-        return self._metrics[name]
-
-    def _keep_of_newest(self) -> Keep:
-        """What the newest readable step was ranked by, for who has not got its `Keep`."""
-        for _, name in sorted(self._index().items(), reverse=True):
-            with contextlib.suppress(CheckpointError):
-                return Keep(best=self._read_body(name)["best"])
-        return self.keep
-
     def _prepare(self) -> None:
         """Make the directory, and clear what a killed process left: before the first save, by the writer."""
         if self._clean:
             return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._clear()
+            self._shelf.clear()
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.directory}: {error.strerror}") from error
         _finish_at_exit(self)
         self._clean = True
-
-    def _clear(self) -> None:
-        for path in self.directory.iterdir():
-            if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-
-    def _delete(self, name: str) -> None:
-        gone = self.directory / f"{name}.deleted"
-        os.rename(self.directory / name, gone)  # first, so that no half of a step is ever taken for one
-        shutil.rmtree(gone)
-        self._metrics.pop(name, None)
 
     def _save_together(self, step: int, arrays: Mapping[str, Any], body: dict[str, Any]) -> None:
         """Of several processes, each writes its own parts, all at the same time; the first one does the rest."""
@@ -343,7 +304,7 @@ class Checkpointer:
         host = {path: parts.whole_or_split(x) for path, x in arrays.items()}
         split = parts.digests({path: x for path, x in host.items() if parts.is_split(x)}, crc_of)
         body["arrays"] = {path: info_of(path, x, arrays[path], split.get(path)) for path, x in host.items()}
-        version = sharding.largest(self._next_version(step) if first else 0)
+        version = sharding.largest(self._shelf.next_version(step) if first else 0)
         self._commit(step, host, body, version)
         if first:
             self._let_go(step)
@@ -355,15 +316,10 @@ class Checkpointer:
         self._commit(step, host, body)
         self._let_go(step)
 
-    def _next_version(self, step: int) -> int:
-        """The number of the step's next version: above those of foreign entries too."""
-        taken = filter(None, map(_STEP.fullmatch, os.listdir(self.directory)))
-        return 1 + max((int(match[2] or 1) for match in taken if int(match[1]) == step), default=0)
-
     def _commit(self, step: int, host: Mapping[str, Any], body: dict[str, Any], version: int = 0) -> None:
         name = ""
         try:
-            version = version or self._next_version(step)
+            version = version or self._shelf.next_version(step)
             name = str(step) if version == 1 else f"{step}.v{version}"
             text = canonical(body)  # what JSON refuses fails here, before anything is written
             document = {"sha256": sha256(text.encode()).hexdigest(), **json.loads(text)}
@@ -373,17 +329,17 @@ class Checkpointer:
             raise CheckpointError(
                 f"step {step} was not saved to {self.directory}: {reason(error)}"
             ) from error
-        self._metrics[name] = unpack(document["metrics"], {}, {})
+        self._shelf.know(name, document)
 
     def _let_go(self, step: int) -> None:
         """Delete what `keep` does not keep, now that this step is saved."""
         try:
-            index = self._index()
-            kept = self.keep.kept(self._all_metrics()) | {step}
-            for other, _, old in list(self._names()):
+            index = self._shelf.index()
+            kept = self.keep.kept(self._shelf.all_metrics()) | {step}
+            for other, _, old in list(self._shelf.names()):
                 stays = other not in index or (old == index[other] and other in kept)
                 if not stays and (self.directory / old / META).exists():  # what is not ours, we do not delete
-                    self._delete(old)
+                    self._shelf.delete(old)
         except OSError as error:
             raise CheckpointError(
                 f"step {step} is saved, but old steps of {self.directory} were not deleted: {reason(error)}"
@@ -400,9 +356,9 @@ class Checkpointer:
                 raise ConfigError("`step` cannot be 'best': `keep.best` is None, so nothing is ranked")
         elif step is not None:
             check.integer("step", step)
-        index = self._index()
+        index = self._shelf.index()
         if not index:
-            raise CheckpointError(f"no checkpoint in {self.directory}{self._others()}")
+            raise CheckpointError(f"no checkpoint in {self.directory}{self._shelf.others()}")
         if step == "best":
             step = self.best_step
             if step is None:
@@ -418,7 +374,7 @@ class Checkpointer:
             try:
                 found = self._read(name, part if alone or name in self._verified else "")
             except CheckpointCorruptError as error:
-                self._bad.add(name)
+                self._shelf.bad.add(name)
                 damage.append(str(error))
                 warnings.warn(f"passing over a damaged checkpoint: {error}", RuntimeWarning, stacklevel=3)
                 continue
@@ -427,30 +383,9 @@ class Checkpointer:
             return newest, *found
         raise CheckpointCorruptError(f"no intact checkpoint in {self.directory}:\n  " + "\n  ".join(damage))
 
-    def _read_body(self, name: str) -> dict[str, Any]:
-        path = self.directory / name / META
-        try:
-            document = json.loads(path.read_text())
-            digest = document.pop("sha256")
-            intact = digest == sha256(canonical(document).encode()).hexdigest()
-        except (FileNotFoundError, NotADirectoryError):
-            raise CheckpointCorruptError(f"{self.directory / name}: {META} is missing") from None
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            intact = False
-        if not intact:
-            raise CheckpointCorruptError(f"{self.directory / name}: {META} is damaged")
-        if document["format"] > FORMAT:
-            raise CheckpointError(
-                f"{self.directory / name} has format {document['format']} of {document['versions']}; "
-                f"this version reads up to {FORMAT}"
-            )
-        return document
-
     def _read(self, name: str, part: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The document of a step, and the arrays below `part`, verified."""
-        body = self._read_body(name)
+        body = self._shelf.read_document(name)
         infos = {path: info for path, info in body["arrays"].items() if not part or is_in(path, part)}
         arrays, bad = {}, []
         for path, host in read_arrays(self.directory / name, infos):
@@ -462,33 +397,6 @@ class Checkpointer:
                 f"{self.directory / name}: the digest disagrees for {tree.some(bad)}"
             )
         return body, arrays
-
-
-def restore_params(directory: str | os.PathLike[str], step: int | Literal["best"] | None = None) -> Params:
-    """The saved parameters alone, for inference: nothing of the training code is needed.
-
-    Args:
-      directory: a `Checkpointer`'s directory.
-      step: a step's number, `"best"` as ranked by the `Keep` it was saved with, or None for the newest
-        intact one.
-
-    Returns:
-      `state.params` (or `state["params"]`) as saved: dicts, lists, tuples and None come back as such, other
-      nodes as dicts of their fields; leaves are JAX arrays, or NumPy arrays of a dtype JAX has switched off.
-
-    Raises:
-      CheckpointCorruptError: if the step, or with None every step, is damaged.
-      CheckpointError: if there is no such step, or its state has no `params`.
-    """
-    with Checkpointer(directory) as checkpoints:
-        if step == "best":
-            checkpoints.keep = checkpoints._keep_of_newest()
-        _, body, arrays = checkpoints._load(step, "state/params", alone=True)
-        state = body["state"]
-        if not isinstance(state, dict) or "params" not in state:
-            raise CheckpointError(f"the state saved in {checkpoints.directory} has no `params`")
-        params = unpack(state["params"], body["arrays"], arrays)
-    return on_device(params)
 
 
 def _step_of(state: PyTree) -> int:

@@ -41,6 +41,7 @@ def optimizer(function: Callable[P, Any]) -> Callable[P, Transform]:
         made.call = Call(named, signature, made.call.arguments)  # type: ignore[union-attr]
         return made
 
+    named.makes = Transform  # type: ignore[attr-defined]
     return named
 
 

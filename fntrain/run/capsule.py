@@ -14,7 +14,6 @@ from .. import tree
 from .._core.errors import CheckpointError
 from .._core.typing import Batch, PyTree
 from ..checkpoint.checkpointer import Checkpointer
-from ..checkpoint.pack import unpack
 from ..step import checks, gradients, programs, provenance
 from ..step.provenance import BadStep
 from ..step.state import TrainState, init_state
@@ -138,9 +137,8 @@ def load_capsule(path: str | os.PathLike[str], task: Task, like: TrainState | No
     if not Path(path).is_dir():
         raise CheckpointError(f"there is no capsule {path}")
     with Checkpointer(path) as checkpoints:
-        _, body, arrays = checkpoints._load(None)
         if like is None:
-            saved = unpack(body["state"], body["arrays"], arrays)
+            saved = checkpoints.as_saved()
             if not isinstance(saved, dict) or not {"params", "model_state", "key"} <= set(saved):
                 raise CheckpointError(f"{path} holds no TrainState")
             like = jax.eval_shape(

@@ -87,7 +87,7 @@ class RunDirectory:
             self.extra = self.checkpointer.extra()
             self._check_identity(self.extra["identity"])
             if self._lock is not None:
-                self.checkpointer._clear()  # a run with nothing left to do saves, and so clears, nothing
+                self.checkpointer.clear()  # a run with nothing left to do saves, and so clears, nothing
         elif resume == "must":
             raise self._nothing()
         elif "identity" in document and rows.exists() and rows.stat().st_size:

@@ -6,6 +6,7 @@ promotion, which extra arguments they take, that `None` is no leaf to them, that
 numbers, and which of their states hold back, skip or average.
 """
 
+import contextlib
 import functools
 import inspect
 import types
@@ -19,7 +20,6 @@ import optax
 from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
-from .._core.value import Value
 from .types import Averaging, Transform, Window, nodes
 
 # Functions that `train_step` offers, under the names that optax's transforms have for them.
@@ -29,7 +29,6 @@ _FUNCTIONS = {
     "value_and_grad_fn": "value_and_grad_fn",
     "grad_fn": "value_and_grad_fn",
 }
-_EXTRA = {"value", "grad", "weight", "step", "value_fn", "value_and_grad_fn"}
 _RESCALE = ("trace", "sign", "normalize", "orthogonalize", "muon", "galore", "shampoo")
 _ARE_GRADIENTS = ("clip", "add_", "zero_nans", "identity", "scale", "masked", "centralize", "keep_params")
 
@@ -257,7 +256,7 @@ def _given(tx: Any, extra: dict[str, Any], params: Any, holes: bool) -> dict[str
                 "grad_fn": lambda p, *_, **__: in_form(both(whole(p))[1]),
             }
     wanted = _wanted(tx)
-    return {name: x for name, x in extra.items() if name in wanted}
+    return extra if wanted is None else {name: x for name, x in extra.items() if name in wanted}
 
 
 def _value_of(function: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any], Any]:
@@ -328,50 +327,55 @@ def _factory(f: Any) -> str | None:
 
 
 def _functions(f: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """The update functions that one closes over, itself first."""
+    """The update functions (and optax's conditions, which may ask for the same) inside a foreign transform."""
     seen = set() if seen is None else seen
     if id(f) in seen:
         return
     seen.add(id(f))
-    if isinstance(f, optax.GradientTransformation) and not isinstance(f, Value):
-        if f.update is not None and not getattr(f.update, "__name__", "").startswith(("update", "_update")):
-            yield f.update
-        yield from _functions(f.update, seen)
-    elif isinstance(f, functools.partial):
-        yield from _functions(f.func, seen)
-    elif isinstance(f, types.MethodType):
-        yield from _functions(f.__func__, seen)
-        yield from _functions(f.__self__, seen)
-    elif isinstance(f, types.FunctionType):
-        if f.__name__.startswith(("update", "_update")):
-            yield f
-        for name, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):
-            try:
-                if name == "should_transform_fn":  # optax's conditions, which may ask for the same
-                    yield cell.cell_contents
-                yield from _functions(cell.cell_contents, seen)
-            except ValueError:  # not filled yet
-                continue
-    elif isinstance(f, tuple | list):
-        for x in f:
-            yield from _functions(x, seen)
-    elif isinstance(f, dict):
-        yield from _functions(list(f.values()), seen)
-    elif isinstance(f, optax.MultiSteps):
-        yield from _functions(list(vars(f).values()), seen)
+    if isinstance(f, types.FunctionType | types.MethodType) and f.__name__.startswith(_ASK):
+        yield f
+    if isinstance(f, optax.GradientTransformation) and not getattr(f.update, "__name__", "").startswith(_ASK):
+        yield f.update  # whatever it is called
+    for inner in _inside(f):
+        yield from _functions(inner, seen)
 
 
-def _wanted(tx: optax.GradientTransformation) -> set[str]:
-    """The extra arguments that anything inside a foreign transform names, or could read from all that it is given.
+_ASK = ("update", "_update", "should_transform_fn")
 
-    optax's line searches refuse arguments that nobody inside them asks for, so they are given no others.
+
+def _inside(f: Any) -> list[Any]:
+    """What a transform, function or container is made of."""
+    if isinstance(f, optax.GradientTransformation):
+        return [f.update]
+    if isinstance(f, functools.partial):
+        return [f.func]
+    if isinstance(f, types.MethodType):
+        return [f.__self__]
+    if isinstance(f, tuple | list):
+        return list(f)
+    if isinstance(f, dict):
+        return list(f.values())
+    if isinstance(f, optax.MultiSteps):
+        return list(vars(f).values())
+    found = []
+    for cell in getattr(f, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # not filled yet
+            found.append(cell.cell_contents)
+    return found
+
+
+def _wanted(tx: optax.GradientTransformation) -> set[str] | None:
+    """The extra arguments that anything inside a foreign transform names; None for all of them.
+
+    optax's line searches refuse arguments that nobody inside them asks for, so optax's are given no others. What
+    takes any, and is not optax's, may read any.
     """
     wanted: set[str] = set()
     for f in _functions(tx):
         named = _parameters(f)
         wanted |= named
         if "**" in named and not (f.__module__ or "").startswith("optax."):
-            wanted |= _EXTRA
+            return None
     return wanted
 
 

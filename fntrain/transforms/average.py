@@ -1,5 +1,6 @@
 """Transforms that look beyond the present parameters: averages over the past, a slow copy, a look uphill."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -181,65 +182,78 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
     sync_period = check.integer("sync_period", sync_period, at_least=1)
     check.number_or_schedule("slow_step", slow_step, above=0, at_most=1)
 
-    def init_fn(params):
-        rate = counted_init(slow_step=slow_step)
-        return LookaheadState(jnp.zeros((), jnp.int32), _slow_copy(params), tx.init(params), rate)
+    own = _Lookahead(tx, sync_period, slow_step)
+    return Transform(
+        own.init,
+        own.update,
+        own.apply,
+        {"inner": tx},
+        own.flush if tx.holds_back else None,
+        look=own.look if tx.looks else None,
+        passed=lambda state: tx.passed(state.inner_state),
+    )
 
-    def drawn(slow, fast, alpha):
-        """The slow parameters, after a step towards the fast ones."""
-        return jax.tree.map(lambda s, f: s + alpha * (f.astype(jnp.float32) - s), slow, fast)
 
-    def counted(state, applied):
-        """The counts after this call, whether it is time to synchronise, and how far to go then."""
-        count = state.count + applied.astype(jnp.int32)
-        sync = count >= sync_period
-        values, rate = counted_update(state.rate, slow_step=slow_step)
-        return jnp.where(sync, 0, count), tree.where(applied, rate, state.rate), sync, values["slow_step"]
+@dataclasses.dataclass(frozen=True)
+class _Lookahead:
+    """The functions behind one lookahead."""
 
-    def finished(new, inner, state, params, applied):
-        """The updates of `tx`, or, where it is time, those that lead to the slow parameters."""
-        count, rate, sync, alpha = counted(state, applied)
+    tx: Transform
+    sync_period: int
+    slow_step: ScheduleLike
 
-        def back(new, slow):
-            slow = drawn(slow, tree.add(params, new), alpha)
-            return jax.tree.map(lambda s, p, u: like(s - p.astype(jnp.float32), u), slow, params, new), slow
+    def init(self, params: Params) -> LookaheadState:
+        rate = counted_init(slow_step=self.slow_step)
+        return LookaheadState(jnp.zeros((), jnp.int32), _slow_copy(params), self.tx.init(params), rate)
 
-        new, slow = jax.lax.cond(sync, back, lambda *same: same, new, state.slow)
-        return new, LookaheadState(count, slow, inner, rate)
-
-    def update_fn(updates, state, params=None, **extra):
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if params is None:
             raise ConfigError("`params` is needed by lookahead: call `tx.update(grads, state, params)`")
-        new, inner = tx.update(updates, state.inner_state, params, **extra)
-        return finished(new, inner, state, params, tx.passed(inner))
+        new, inner = self.tx.update(updates, state.inner_state, params, **extra)
+        return self._finished(new, inner, state, params, self.tx.passed(inner))
 
-    def apply_fn(updates, state, params, **extra):
-        params, inner, applied = tx.apply(updates, state.inner_state, params, **extra)
-        count, rate, sync, alpha = counted(state, applied)
+    def apply(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Params, Any, jax.Array]:
+        params, inner, applied = self.tx.apply(updates, state.inner_state, params, **extra)
+        count, rate, sync, alpha = self._counted(state, applied)
 
-        def back(fast, slow):
-            slow = drawn(slow, fast, alpha)
+        def back(fast: Params, slow: PyTree) -> tuple[Params, PyTree]:
+            slow = _drawn(slow, fast, alpha)
             return tree.cast_like(slow, fast), slow
 
         params, slow = jax.lax.cond(sync, back, lambda *same: same, params, state.slow)
         return params, LookaheadState(count, slow, inner, rate), applied
 
-    def flush_fn(state, params, **extra):
-        new, inner = tx.flush(state.inner_state, params, **extra)
-        return finished(new, inner, state, params, holds_gradients(state.inner_state))
+    def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
+        new, inner = self.tx.flush(state.inner_state, params, **extra)
+        return self._finished(new, inner, state, params, holds_gradients(state.inner_state))
 
-    def look_fn(updates, state, params, **extra):
-        return tx.look(updates, state.inner_state, params, **extra)
+    def look(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Any, dict[str, Any]]:
+        return self.tx.look(updates, state.inner_state, params, **extra)
 
-    return Transform(
-        init_fn,
-        update_fn,
-        apply_fn,
-        {"inner": tx},
-        flush_fn if tx.holds_back else None,
-        look=look_fn if tx.looks else None,
-        passed=lambda state: tx.passed(state.inner_state),
-    )
+    def _counted(self, state: Any, applied: jax.Array) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+        """The counts after this call, whether it is time to synchronise, and how far to go then."""
+        count = state.count + applied.astype(jnp.int32)
+        sync = count >= self.sync_period
+        values, rate = counted_update(state.rate, slow_step=self.slow_step)
+        return jnp.where(sync, 0, count), tree.where(applied, rate, state.rate), sync, values["slow_step"]
+
+    def _finished(
+        self, new: Any, inner: Any, state: Any, params: Params, applied: jax.Array
+    ) -> tuple[Any, Any]:
+        """The updates of `tx`, or, where it is time, those that lead to the slow parameters."""
+        count, rate, sync, alpha = self._counted(state, applied)
+
+        def back(new: Any, slow: PyTree) -> tuple[Any, PyTree]:
+            slow = _drawn(slow, tree.add(params, new), alpha)
+            return jax.tree.map(lambda s, p, u: like(s - p.astype(jnp.float32), u), slow, params, new), slow
+
+        new, slow = jax.lax.cond(sync, back, lambda *same: same, new, state.slow)
+        return new, LookaheadState(count, slow, inner, rate)
+
+
+def _drawn(slow: PyTree, fast: Params, alpha: jax.Array) -> PyTree:
+    """The slow parameters, after a step towards the fast ones."""
+    return jax.tree.map(lambda s, f: s + alpha * (f.astype(jnp.float32) - s), slow, fast)
 
 
 class SamState(NamedTuple):

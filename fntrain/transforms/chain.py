@@ -9,6 +9,7 @@ import optax
 
 from .. import tree
 from .._core.errors import ConfigError
+from .._core.typing import Params
 from .adapt import adapt
 from .types import (
     Transform,
@@ -64,89 +65,16 @@ def chain(*txs: optax.GradientTransformation, **named: optax.GradientTransformat
             )
         stages[name] = adapt(tx, name)
     _check_order(list(stages.items()))
-
-    def init_fn(params):
-        return kept({name: tx.init(params) for name, tx in stages.items()})
-
-    def run(updates, state, params, extra, members):
-        """`(updates, new states, whether they got through)`, the last None where nothing stands in the way."""
-        new_state = {}
-        for i, (name, tx) in enumerate(members):
-            updates, new_state[name] = tx.update(updates, _state_of(state, name), params, **extra)
-            rest = members[i + 1 :]
-            if has_gate(new_state[name]):
-                through = tx.passed(new_state[name])
-                if not rest:
-                    return updates, new_state, through
-                updates, later, passed = _if(through, run, updates, state, params, extra, rest)
-                return updates, {**new_state, **later}, through if passed is None else through & passed
-        return updates, new_state, None
-
-    def update_fn(updates, state, params=None, **extra):
-        check_stages(state, stages)
-        updates, new_state, _ = run(updates, state, params, extra, list(stages.items()))
-        return updates, kept(new_state)
-
-    *first, (last_name, last) = list(stages.items()) or [("", adapt(optax.identity()))]
-
-    def apply_fn(updates, state, params, **extra):
-        check_stages(state, stages)
-        updates, before, through = run(updates, state, params, extra, first)
-        weight = extra.get("weight")
-        if weight is not None and not is_positive(weight):
-            old = {name: state[name] for name in before if name in state}
-            before = {**before, **tree.where(jnp.asarray(weight) > 0, kept(before), old)}
-        inner = _state_of(state, last_name)
-        if through is None:
-            params, after, applied = last.apply(updates, inner, params, **extra)
-        else:
-            params, after, applied = jax.lax.cond(
-                through,
-                lambda params, inner: last.apply(updates, inner, params, **extra),
-                lambda params, inner: (params, inner, jnp.asarray(False)),
-                params,
-                inner,
-            )
-        return params, kept({**before, last_name: after}), applied
-
-    def flush_fn(state, params, **extra):
-        check_stages(state, stages)
-        new_state, updates, open_ = dict(state), None, jnp.asarray(False)
-        for name, tx in stages.items():
-            inner = _state_of(state, name)
-            if updates is None:
-                if tx.holds_back:
-                    updates, new_state[name] = tx.flush(inner, params, **extra)
-                    open_ = holds_gradients(inner)
-            else:  # what stands behind sees an update only if there was one to see
-                after, after_state = tx.update(updates, inner, params, **extra)
-                updates = tree.where(open_, after, updates)
-                new_state[name] = tree.where(open_, after_state, inner)
-        return updates, kept(new_state)
-
-    def look_fn(updates, state, params, **extra):
-        return looking[1].look(updates, _state_of(state, looking[0]), params, **extra)
-
-    def passed(state):
-        through = jnp.asarray(True)
-        for name, tx in stages.items():
-            through &= tx.passed(_state_of(state, name))
-        return through
-
-    looking: Any = next(((name, tx) for name, tx in stages.items() if tx.looks), None)
+    own = _Chain(stages)
     return Transform(
-        init_fn,
-        update_fn,
-        apply_fn if last.owns_apply else None,
+        own.init,
+        own.update,
+        own.apply if stages and own.last.owns_apply else None,
         stages,
-        flush_fn if any(tx.holds_back for tx in stages.values()) else None,
-        look=look_fn if looking else None,
-        passed=passed,
+        own.flush if any(tx.holds_back for tx in stages.values()) else None,
+        look=own.look if own.looking else None,
+        passed=own.passed,
     )
-
-
-def _state_of(state: Any, name: str) -> Any:
-    return state.get(name, optax.EmptyState())
 
 
 def _check_order(members: Sequence[tuple[str, Transform]]) -> None:
@@ -164,17 +92,104 @@ def _check_order(members: Sequence[tuple[str, Transform]]) -> None:
             )
 
 
-def _if(through: jax.Array, run: Any, updates: Any, state: Any, params: Any, extra: Any, rest: Any) -> Any:
-    """`run` on the stages behind a gate, where it lets through; else zeros, and their states as they are."""
+class _Chain:
+    """The functions behind one chain."""
+
+    def __init__(self, stages: dict[str, Transform]):
+        self.stages = stages
+        self.members = list(stages.items())
+        self.last_name, self.last = self.members[-1] if stages else ("", adapt(optax.identity()))
+        self.looking: Any = next(((name, tx) for name, tx in self.members if tx.looks), None)
+
+    def init(self, params: Params) -> Any:
+        return kept({name: tx.init(params) for name, tx in self.members})
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        check_stages(state, self.stages)
+        updates, new_state, _ = _run(updates, state, params, extra, self.members)
+        return updates, kept(new_state)
+
+    def apply(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Params, Any, jax.Array]:
+        check_stages(state, self.stages)
+        updates, before, through = _run(updates, state, params, extra, self.members[:-1])
+        weight = extra.get("weight")
+        if weight is not None and not is_positive(weight):
+            old = {name: state[name] for name in before if name in state}
+            before = {**before, **tree.where(jnp.asarray(weight) > 0, kept(before), old)}
+
+        def last(params: Params, inner: Any) -> tuple[Params, Any, jax.Array]:
+            return self.last.apply(updates, inner, params, **extra)
+
+        def none(params: Params, inner: Any) -> tuple[Params, Any, jax.Array]:
+            return params, inner, jnp.asarray(False)
+
+        inner = _state_of(state, self.last_name)
+        if through is None:
+            params, after, applied = last(params, inner)
+        else:
+            params, after, applied = jax.lax.cond(through, last, none, params, inner)
+        return params, kept({**before, self.last_name: after}), applied
+
+    def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
+        check_stages(state, self.stages)
+        new_state, updates, open_ = dict(state), None, jnp.asarray(False)
+        for name, tx in self.members:
+            inner = _state_of(state, name)
+            if updates is None:
+                if tx.holds_back:
+                    updates, new_state[name] = tx.flush(inner, params, **extra)
+                    open_ = holds_gradients(inner)
+            else:  # what stands behind sees an update only if there was one to see
+                after, after_state = tx.update(updates, inner, params, **extra)
+                updates = tree.where(open_, after, updates)
+                new_state[name] = tree.where(open_, after_state, inner)
+        return updates, kept(new_state)
+
+    def look(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Any, dict[str, Any]]:
+        name, tx = self.looking
+        return tx.look(updates, _state_of(state, name), params, **extra)
+
+    def passed(self, state: Any) -> jax.Array:
+        through = jnp.asarray(True)
+        for name, tx in self.members:
+            through &= tx.passed(_state_of(state, name))
+        return through
+
+
+def _state_of(state: Any, name: str) -> Any:
+    return state.get(name, optax.EmptyState())
+
+
+Members = list[tuple[str, Transform]]
+
+
+def _run(updates: Any, state: Any, params: Any, extra: dict[str, Any], members: Members) -> Any:
+    """`(updates, new states, whether they got through)`, the last None where nothing stands in the way."""
+    new_state = {}
+    for i, (name, tx) in enumerate(members):
+        updates, new_state[name] = tx.update(updates, _state_of(state, name), params, **extra)
+        if has_gate(new_state[name]):
+            through, rest = tx.passed(new_state[name]), members[i + 1 :]
+            if rest:
+                updates, later, passed = _behind(through, updates, state, params, extra, rest)
+                new_state, through = {**new_state, **later}, through & passed
+            return updates, new_state, through
+    return updates, new_state, None
+
+
+def _behind(
+    through: jax.Array, updates: Any, state: Any, params: Any, extra: dict[str, Any], rest: Members
+) -> Any:
+    """The stages behind a gate, where it lets through; else zeros, and their states as they are."""
     own = {name: state[name] for name, _ in rest if name in state}
 
-    def go(updates, own):
-        updates, new_state, passed = run(updates, own, params, extra, rest)
+    def go(updates: Any, own: Any) -> Any:
+        updates, new_state, passed = _run(updates, own, params, extra, rest)
         return updates, kept(new_state), jnp.asarray(True) if passed is None else passed
 
     shapes = jax.eval_shape(go, updates, own)[0]
 
-    def leave(updates, own):
+    def leave(updates: Any, own: Any) -> Any:
         del updates
         return tree.zeros_like(shapes), own, jnp.asarray(False)
 

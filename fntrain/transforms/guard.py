@@ -1,5 +1,6 @@
 """Guards: steps that must not be taken."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import optax
 from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
-from .._core.typing import PyTree
+from .._core.typing import Params, PyTree
 from . import notes
 from .adapt import adapt
 from .types import Guard, Transform, increment, skipped, transform
@@ -157,7 +158,10 @@ def skip_spikes(tx: optax.GradientTransformation, factor: float = 10.0, window: 
         counts = good & seen
         at = state.count % window
         norms = state.norms.at[at].set(jnp.where(counts, norm, state.norms[at]))
-        return good, dict(grad_norm=norm, norms=norms, count=jnp.where(counts, state.count + 1, state.count))
+        seen_norm = jnp.where(seen, norm, state.grad_norm)
+        return good, dict(
+            grad_norm=seen_norm, norms=norms, count=jnp.where(counts, state.count + 1, state.count)
+        )
 
     return guarded(tx, start, judge)
 
@@ -181,87 +185,101 @@ def guarded(
             f"`tx` {tx!r} takes a gradient of its own when a window closes, where a guard around the window cannot "
             f"see it: put the guard inside, `MultiSteps(skip_nonfinite(sam(tx)), k)`"
         )
+    own = _Guarded(tx, start, judge)
+    return Transform(
+        own.init,
+        own.update,
+        own.apply,
+        {"inner": tx},
+        own.flush if tx.holds_back else None,
+        look=own.look if tx.looks else None,
+        passed=own.passed,
+        gates=True,
+    )
 
-    def init_fn(params):
+
+@dataclasses.dataclass(frozen=True)
+class _Guarded:
+    """The functions behind one guard."""
+
+    tx: Transform
+    start: Callable[[], Any]
+    judge: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+    def init(self, params: Params) -> Any:
         notes.announce(params)
         bad = notes.nothing(len(jax.tree.leaves(params)))
-        return start()._replace(bad=bad, inner_state=tx.init(params))
-
-    def judged(updates, state, params, extra):
-        """What is judged is what arrives: a second gradient, where `tx` takes one."""
-        weight = extra.get("weight")
-        seen = jnp.asarray(True) if weight is None else jnp.asarray(weight) > 0
-        first = finite_step(updates, extra) if tx.looks else jnp.asarray(True)
-        updates, extra = tx.look(updates, state.inner_state, params, **extra)
-        good, changes = judge(updates, state, params, seen, first, extra)
-        return updates, extra, seen, good, changes
-
-    def noted(updates, state, params, extra):
-        found = notes.note(extra.get("step"), extra.get("value"), updates, params)
-        # What began a run of skipped calls stays, and a spike of finite numbers is none of them.
-        return jnp.where((found[1] > 0) & (state.skipped == 0), found, state.bad)
-
-    def counted(state, good, taken, bad, inner, changes):
-        left_out = ~good
-        inside = skipped(inner)  # a guard further in may have skipped what this one took
-        if inside is not None:
-            left_out |= taken & inside
-        total = jnp.where(left_out, increment(state.total_skipped), state.total_skipped)
-        left_out = left_out.astype(jnp.int32)
-        return state._replace(skipped=left_out, total_skipped=total, bad=bad, inner_state=inner, **changes)
+        return self.start()._replace(bad=bad, inner_state=self.tx.init(params))
 
     # A cond, and not a selection between both outcomes: XLA would keep the old state and the new alive at once
     # (two copies of the parameters on CPU, and three times the time); a cond's branches work in place.
 
-    def update_fn(updates, state, params=None, **extra):
-        updates, extra, _, good, changes = judged(updates, state, params, extra)
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        updates, extra, _, good, changes = self._judged(updates, state, params, extra)
 
-        def take(inner):
-            new, inner = tx.update(updates, inner, params, **extra)
+        def take(inner: Any) -> Any:
+            new, inner = self.tx.update(updates, inner, params, **extra)
             return new, inner, state.bad
 
         shapes = jax.eval_shape(take, state.inner_state)[0]
 
-        def leave(inner):
-            return tree.zeros_like(shapes), inner, noted(updates, state, params, extra)
+        def leave(inner: Any) -> Any:
+            return tree.zeros_like(shapes), inner, _noted(updates, state, params, extra)
 
         new, inner, bad = jax.lax.cond(good, take, leave, state.inner_state)
-        return new, counted(state, good, good, bad, inner, changes)
+        return new, _counted(state, good, good, bad, inner, changes)
 
-    def apply_fn(updates, state, params, **extra):
-        updates, extra, seen, good, changes = judged(updates, state, params, extra)
+    def apply(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Params, Any, jax.Array]:
+        updates, extra, seen, good, changes = self._judged(updates, state, params, extra)
         # A batch of weight zero is no step either (and no skip); a `tx` that owns `apply` sees to that itself.
-        taken = good if tx.owns_apply else good & seen
+        taken = good if self.tx.owns_apply else good & seen
 
-        def take(params, inner):
-            if tx.owns_apply:
-                return *tx.apply(updates, inner, params, **extra), state.bad
-            new, after = tx.update(updates, inner, params, **extra)
-            return tree.add(params, new), after, tx.passed(after), state.bad
+        def take(params: Params, inner: Any) -> Any:
+            if self.tx.owns_apply:
+                return *self.tx.apply(updates, inner, params, **extra), state.bad
+            new, after = self.tx.update(updates, inner, params, **extra)
+            return tree.add(params, new), after, self.tx.passed(after), state.bad
 
-        def leave(params, inner):
-            return params, inner, jnp.asarray(False), noted(updates, state, params, extra)
+        def leave(params: Params, inner: Any) -> Any:
+            return params, inner, jnp.asarray(False), _noted(updates, state, params, extra)
 
         params, inner, applied, bad = jax.lax.cond(taken, take, leave, params, state.inner_state)
-        return params, counted(state, good, taken, bad, inner, changes), applied
+        return params, _counted(state, good, taken, bad, inner, changes), applied
 
-    def flush_fn(state, params, **extra):
-        updates, inner = tx.flush(state.inner_state, params, **extra)
+    def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
+        updates, inner = self.tx.flush(state.inner_state, params, **extra)
         return updates, state._replace(inner_state=inner)
 
-    def look_fn(updates, state, params, **extra):
-        return tx.look(updates, state.inner_state, params, **extra)
+    def look(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Any, dict[str, Any]]:
+        return self.tx.look(updates, state.inner_state, params, **extra)
 
-    return Transform(
-        init_fn,
-        update_fn,
-        apply_fn,
-        {"inner": tx},
-        flush_fn if tx.holds_back else None,
-        look=look_fn if tx.looks else None,
-        passed=lambda state: state.applied & tx.passed(state.inner_state),
-        gates=True,
-    )
+    def passed(self, state: Any) -> jax.Array:
+        return state.applied & self.tx.passed(state.inner_state)
+
+    def _judged(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> Any:
+        """What is judged is what arrives: a second gradient, where `tx` takes one."""
+        weight = extra.get("weight")
+        seen = jnp.asarray(True) if weight is None else jnp.asarray(weight) > 0
+        first = finite_step(updates, extra) if self.tx.looks else jnp.asarray(True)
+        updates, extra = self.tx.look(updates, state.inner_state, params, **extra)
+        good, changes = self.judge(updates, state, params, seen, first, extra)
+        return updates, extra, seen, good, changes
+
+
+def _noted(updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> jax.Array:
+    found = notes.note(extra.get("step"), extra.get("value"), updates, params)
+    # What began a run of skipped calls stays, and a spike of finite numbers is none of them.
+    return jnp.where((found[1] > 0) & (state.skipped == 0), found, state.bad)
+
+
+def _counted(state: Any, good: jax.Array, taken: jax.Array, bad: jax.Array, inner: Any, changes: Any) -> Any:
+    left_out = ~good
+    inside = skipped(inner)  # a guard further in may have skipped what this one took
+    if inside is not None:
+        left_out |= taken & inside
+    total = jnp.where(left_out, increment(state.total_skipped), state.total_skipped)
+    left_out = left_out.astype(jnp.int32)
+    return state._replace(skipped=left_out, total_skipped=total, bad=bad, inner_state=inner, **changes)
 
 
 def zero() -> jax.Array:

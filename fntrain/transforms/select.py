@@ -1,6 +1,7 @@
 """Different transforms for different leaves, chosen by regex over the leaf paths."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,67 +56,80 @@ def by_path(groups: Mapping[str, optax.GradientTransformation]) -> Any:
     for pattern in stages:
         tree.compiled(pattern, "groups")
 
-    def init_fn(params):
-        _check_groups(list(stages), params)
-        return kept({p: tx.init(part) for (p, tx), part in zip(stages.items(), parts(stages, params))})
+    own = _Groups(stages)
+    inner = list(stages.values())
+    return Transform(
+        own.init,
+        own.update,
+        own.apply if any(tx.owns_apply for tx in inner) else None,
+        stages,
+        own.flush if any(tx.holds_back for tx in inner) else None,
+        look=own.look if any(tx.looks for tx in inner) else None,
+        sees=own.seen,
+        side_by_side=True,
+        passed=own.passed,
+    )
 
-    def members(updates, state, params, extra):
-        check_stages(state, stages)
-        for (pattern, tx), u, p in zip(stages.items(), parts(stages, updates), parts(stages, params)):
-            yield pattern, tx, u, state.get(pattern, optax.EmptyState()), p, _seen_from(p, params, extra)
 
-    def update_fn(updates, state, params=None, **extra):
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """The functions behind one `by_path`."""
+
+    stages: dict[str, Transform]
+
+    def init(self, params: PyTree) -> Any:
+        _check_groups(list(self.stages), params)
+        own = parts(self.stages, params)
+        return kept({p: tx.init(part) for (p, tx), part in zip(self.stages.items(), own)})
+
+    def _members(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> Iterator[Any]:
+        check_stages(state, self.stages)
+        own = zip(self.stages.items(), parts(self.stages, updates), parts(self.stages, params))
+        for (pattern, tx), u, p in own:
+            yield pattern, tx, u, self._state_of(state, pattern), p, _seen_from(p, params, extra)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         new, new_state = [], {}
-        for pattern, tx, u, s, p, extra_args in members(updates, state, params, extra):
-            u, new_state[pattern] = tx.update(u, s, p, **extra_args)
+        for pattern, tx, u, s, p, told in self._members(updates, state, params, extra):
+            u, new_state[pattern] = tx.update(u, s, p, **told)
             new.append(u)
         return joined(*new), kept(new_state)
 
-    def apply_fn(updates, state, params, **extra):
+    def apply(self, updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any, jax.Array]:
         new, new_state, applied = [], {}, jnp.asarray(False)
-        for pattern, tx, u, s, p, extra_args in members(updates, state, params, extra):
-            p, new_state[pattern], stepped = tx.apply(u, s, p, **extra_args)
+        for pattern, tx, u, s, p, told in self._members(updates, state, params, extra):
+            p, new_state[pattern], stepped = tx.apply(u, s, p, **told)
             new.append(p)
             applied |= stepped
         return joined(*new), kept(new_state), applied
 
-    def flush_fn(state, params, **extra):
+    def flush(self, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         new, new_state = [], {}
-        for pattern, tx, u, s, p, extra_args in members(nothing(params, jnp.float32), state, params, extra):
+        for pattern, tx, u, s, p, told in self._members(nothing(params, jnp.float32), state, params, extra):
             new_state[pattern] = s
             if tx.holds_back:
-                u, new_state[pattern] = tx.flush(s, p, **extra_args)
+                u, new_state[pattern] = tx.flush(s, p, **told)
             new.append(u)
         return joined(*new), kept(new_state)
 
-    def look_fn(updates, state, params, **extra):
-        new, told = [], {}
-        for _, tx, u, s, p, extra_args in members(updates, state, params, extra):
-            u, after = tx.look(u, s, p, **extra_args)
-            told.update({name: x for name, x in after.items() if name not in extra})
+    def look(self, updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, dict[str, Any]]:
+        new, found = [], {}
+        for _, tx, u, s, p, told in self._members(updates, state, params, extra):
+            u, after = tx.look(u, s, p, **told)
+            found.update({name: x for name, x in after.items() if name not in extra})
             new.append(u)
-        return joined(*new), {**extra, **told}
+        return joined(*new), {**extra, **found}
 
-    def passed(state):
+    def passed(self, state: Any) -> jax.Array:
         # One group that let its part through is an update.
-        found = [tx.passed(state.get(pattern, optax.EmptyState())) for pattern, tx in stages.items()]
+        found = [tx.passed(self._state_of(state, pattern)) for pattern, tx in self.stages.items()]
         return jnp.any(jnp.stack(found))
 
-    def sees(pattern, params):
-        return dict(zip(stages, parts(stages, params)))[pattern]
+    def seen(self, pattern: str, params: PyTree) -> PyTree:
+        return dict(zip(self.stages, parts(self.stages, params)))[pattern]
 
-    own = list(stages.values())
-    return Transform(
-        init_fn,
-        update_fn,
-        apply_fn if any(tx.owns_apply for tx in own) else None,
-        stages,
-        flush_fn if any(tx.holds_back for tx in own) else None,
-        look=look_fn if any(tx.looks for tx in own) else None,
-        sees=sees,
-        side_by_side=True,
-        passed=passed,
-    )
+    def _state_of(self, state: Any, pattern: str) -> Any:
+        return state.get(pattern, optax.EmptyState())
 
 
 @transform

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 import fntrain as ft
-from fntrain.checkpoint.checkpointer import Checkpointer, restore_params
+from fntrain.checkpoint.checkpointer import Checkpointer
 from fntrain.checkpoint.keep import Keep
 from fntrain.checkpoint.pack import canonical
+from fntrain.checkpoint.params import restore_params
 from fntrain.checkpoint.safetensors import export, load
 
 WHOLE = pytest.mark.reliability
