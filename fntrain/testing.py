@@ -135,12 +135,13 @@ def _check_apply(tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: 
 
     @jax.jit
     def both(state, p, weight):
-        updates, by_update = tx.update(grads, state, p, **extra)
-        return tree.add(p, updates), by_update, *tx.apply(grads, state, p, **extra, weight=weight)
+        given = {**extra, "weight": weight}
+        updates, by_update = tx.update(grads, state, p, **given)
+        return tree.add(p, updates), by_update, *tx.apply(grads, state, p, **given)
 
-    zero = jnp.zeros((), jnp.float32)
+    full, zero = jnp.asarray(extra.get("weight", 1.0), jnp.float32), jnp.zeros((), jnp.float32)
     for call in range(3):
-        expected, state_after, got, new_state, _ = both(state, p, jnp.ones((), jnp.float32))
+        expected, state_after, got, new_state, _ = both(state, p, full)
         about = f"call {call + 1}, {dtype} parameters"
         _require(_close(got, expected, tolerance), "apply agrees with update", f"the parameters, {about}")
         _require(_close(new_state, state_after, tolerance), "apply agrees with update", f"the state, {about}")

@@ -110,7 +110,7 @@ def test_readme_commands_come_first_and_are_those_that_ci_runs():
 
 
 def test_readme_names_tests_and_files_that_exist():
-    named = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", README)
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", README)
     assert len(named) >= 5
     for file, test in named:
         assert (ROOT / file).exists(), file

@@ -186,6 +186,8 @@ def frozen(x: Any) -> Any:
         return ("partial", frozen(x.func), frozen(x.args), frozen(x.keywords))
     if isinstance(x, types.FunctionType):
         return _frozen_function(x)
+    if isinstance(x, types.MethodType) and (x.__func__.__module__ or "").startswith("optax."):
+        return ("method", x.__func__, tuple((k, frozen(v)) for k, v in vars(x.__self__).items()))
     try:
         hash(x)
     except TypeError:

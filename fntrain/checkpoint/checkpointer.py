@@ -57,7 +57,7 @@ class Checkpointer:
       CheckpointError: if `directory` is a file.
 
     Examples:
-      >>> import tempfile, jax.numpy as jnp
+      >>> import fntrain as ft, tempfile, jax.numpy as jnp
       >>> directory = tempfile.mkdtemp()
       >>> with Checkpointer(directory, Keep(latest=2, best=("loss", "min"))) as checkpoints:
       ...     for step, loss in enumerate([0.5, 0.1, 0.3, 0.2]):
@@ -69,7 +69,7 @@ class Checkpointer:
       [0.10000000149011612, 0.10000000149011612]
       >>> checkpoints.extra(step="best")
       {'epoch': 1}
-      >>> sorted(restore_params(directory))
+      >>> sorted(ft.restore_params(directory))
       ['w']
     """
 

@@ -26,10 +26,27 @@ def axes(tree: PyTree) -> frozenset:
 
 
 def _varying(x: Any) -> frozenset:
-    kind = getattr(x, "manual_axis_type", None)
-    if kind is None and not isinstance(x, jax.ShapeDtypeStruct):
-        kind = getattr(jax.typeof(x), "manual_axis_type", None)
-    return frozenset(getattr(kind, "varying", ()))
+    """What an array, or the shape of one, varies over."""
+    return _of_aval(x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x))
+
+
+def _reader() -> Callable[[Any], frozenset]:
+    """How this JAX says over which mapped axes an abstract value varies.
+
+    Asked once, at import: a name that were gone, and read with a default, would be another gradient in silence.
+    """
+    aval = jax.typeof(np.zeros((), np.float32))
+    if hasattr(aval, "manual_axis_type"):  # JAX 0.10
+        return lambda x: frozenset(getattr(x.manual_axis_type, "varying", ()))
+    if hasattr(aval, "vma"):  # JAX 0.9
+        return lambda x: frozenset(x.vma or ())
+    raise ImportError(
+        f"fntrain cannot tell over which mapped axes an array varies under JAX {jax.__version__}: neither "
+        f"`manual_axis_type` nor `vma` is there. Install a JAX that this version of fntrain was tested with"
+    )
+
+
+_of_aval = _reader()
 
 
 def vary(tree: PyTree, over: frozenset) -> PyTree:

@@ -7,6 +7,7 @@ numbers, and which of their states hold back, skip or average.
 """
 
 import contextlib
+import dis
 import functools
 import inspect
 import types
@@ -72,7 +73,7 @@ class Adapted(Transform):
     def __new__(cls, source: optax.GradientTransformation, in_float32: bool = False):
         """Make one."""
         door = _Door(source, in_float32)
-        evaluates = any(not _FUNCTIONS.keys().isdisjoint(_parameters(f)) for f in _functions(source))
+        evaluates = any(_uses(f, name) for f in _functions(source) for name in _FUNCTIONS)
         self = super().__new__(
             cls, door.init, door.update, flush=door.flush, rescales=_rescales(source), evaluates=evaluates
         )
@@ -322,8 +323,8 @@ def _origin(tx: Any) -> str:
 
 def _factory(f: Any) -> str | None:
     """`scale_by_adam` for `scale_by_adam.<locals>.update_fn`."""
-    names = getattr(f, "__qualname__", "").split(".<locals>")
-    return names[0].rsplit(".", 1)[-1] if len(names) > 1 else None
+    outer, _, inner = getattr(f, "__qualname__", "").replace(".<locals>", "").rpartition(".")
+    return outer.rsplit(".", 1)[-1] if outer and inner else None
 
 
 def _functions(f: Any, seen: set[int] | None = None) -> Iterator[Any]:
@@ -332,15 +333,16 @@ def _functions(f: Any, seen: set[int] | None = None) -> Iterator[Any]:
     if id(f) in seen:
         return
     seen.add(id(f))
-    if isinstance(f, types.FunctionType | types.MethodType) and f.__name__.startswith(_ASK):
+    if isinstance(f, types.FunctionType | types.MethodType) and _asks(f):
         yield f
-    if isinstance(f, optax.GradientTransformation) and not getattr(f.update, "__name__", "").startswith(_ASK):
+    if isinstance(f, optax.GradientTransformation) and not _asks(f.update):
         yield f.update  # whatever it is called
     for inner in _inside(f):
         yield from _functions(inner, seen)
 
 
-_ASK = ("update", "_update", "should_transform_fn")
+def _asks(f: Any) -> bool:
+    return any(name in getattr(f, "__name__", "") for name in ("update", "should_transform_fn"))
 
 
 def _inside(f: Any) -> list[Any]:
@@ -377,6 +379,15 @@ def _wanted(tx: optax.GradientTransformation) -> set[str] | None:
         if "**" in named and not (f.__module__ or "").startswith("optax."):
             return None
     return wanted
+
+
+def _uses(f: Any, name: str) -> bool:
+    """Whether a function has a parameter of that name, and reads it."""
+    code = getattr(getattr(f, "__func__", f), "__code__", None)
+    if name not in _parameters(f) or code is None:
+        return False
+    loads = (i for i in dis.get_instructions(code) if i.opname.startswith("LOAD_") and i.argval == name)
+    return name in code.co_cellvars or any(loads)
 
 
 @functools.lru_cache(maxsize=256)

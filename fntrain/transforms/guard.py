@@ -66,24 +66,15 @@ def skip_nonfinite(tx: optax.GradientTransformation, check_updates: bool = False
       ([1.0], False, 1)
     """
     tx = adapt(tx)
-    # What evaluates the loss elsewhere may find there what the gradient given to it does not say.
-    looks_ahead = (check_updates or tx.evaluates) and not tx.owns_apply
 
     def start():
         return SkipNonfiniteState(zero(), zero(), zero(), ())
 
-    def judge(updates, state, params, seen, first, extra):
-        del seen
-        good = first & finite_step(updates, extra)
-        if looks_ahead:
-            good = jax.lax.cond(
-                good,
-                lambda: all_finite(tx.update(updates, state.inner_state, params, **extra)[0]),
-                lambda: jnp.asarray(False),
-            )
-        return good, {}
+    def judge(updates, state, params, seen, sound, extra):
+        del state, params, seen
+        return sound & finite_step(updates, extra), {}
 
-    return guarded(tx, start, judge)
+    return guarded(tx, start, judge, check_updates)
 
 
 class _SkipSpikes(NamedTuple):
@@ -149,12 +140,12 @@ def skip_spikes(tx: optax.GradientTransformation, factor: float = 10.0, window: 
         norm, norms = jnp.zeros((), jnp.float32), jnp.zeros((window,), jnp.float32)
         return SkipSpikesState(norm, norms, zero(), zero(), zero(), zero(), ())
 
-    def judge(updates, state, params, seen, first, extra):
+    def judge(updates, state, params, seen, sound, extra):
         del params
         norm = tree.norm(updates)
         usual = jnp.mean(state.norms)
         spike = (state.count >= window) & (norm > jnp.float32(factor) * usual)
-        good = first & (norm < jnp.inf) & finite_step((), extra) & ~spike
+        good = sound & (norm < jnp.inf) & finite_step((), extra) & ~spike
         counts = good & seen
         at = state.count % window
         norms = state.norms.at[at].set(jnp.where(counts, norm, state.norms[at]))
@@ -170,22 +161,25 @@ def guarded(
     tx: Transform,
     start: Callable[[], Any],
     judge: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+    check_updates: bool = False,
 ) -> Transform:
     """A transform that takes a step with `tx` or, where `judge` says no, leaves no trace of it.
 
     Args:
       tx: the inner transform.
       start: the guard's first state, fresh arrays, with fields `skipped`, `total_skipped`, `bad` and `inner_state`.
-      judge: `(updates, state, params, seen, first, extra) -> (good, changes)`: whether to take the step, and new
+      judge: `(updates, state, params, seen, sound, extra) -> (good, changes)`: whether to take the step, and new
         values of the guard's own fields; `seen` is False for a batch that weighs nothing, which is neither good nor
-        bad, and `first` False if `tx` takes a gradient of its own from one that was not finite.
+        bad, and `sound` False if what it is given came from, or leads to, numbers that are not finite.
+      check_updates: whether the updates of a good step are computed once more, to look at.
     """
     if tx.looks_late:
         raise ConfigError(
             f"`tx` {tx!r} takes a gradient of its own when a window closes, where a guard around the window cannot "
             f"see it: put the guard inside, `MultiSteps(skip_nonfinite(sam(tx)), k)`"
         )
-    own = _Guarded(tx, start, judge)
+    # What evaluates the loss elsewhere may find there what the gradient given to it does not say.
+    own = _Guarded(tx, start, judge, (check_updates or tx.evaluates) and not tx.owns_apply)
     return Transform(
         own.init,
         own.update,
@@ -205,6 +199,7 @@ class _Guarded:
     tx: Transform
     start: Callable[[], Any]
     judge: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    looks_ahead: bool
 
     def init(self, params: Params) -> Any:
         notes.announce(params)
@@ -260,9 +255,15 @@ class _Guarded:
         """What is judged is what arrives: a second gradient, where `tx` takes one."""
         weight = extra.get("weight")
         seen = jnp.asarray(True) if weight is None else jnp.asarray(weight) > 0
-        first = finite_step(updates, extra) if self.tx.looks else jnp.asarray(True)
+        sound = finite_step(updates, extra) if self.tx.looks else jnp.asarray(True)
         updates, extra = self.tx.look(updates, state.inner_state, params, **extra)
-        good, changes = self.judge(updates, state, params, seen, first, extra)
+        if self.looks_ahead:
+            sound = jax.lax.cond(
+                sound & finite_step(updates, extra),
+                lambda: all_finite(self.tx.update(updates, state.inner_state, params, **extra)[0]),
+                lambda: jnp.asarray(False),
+            )
+        good, changes = self.judge(updates, state, params, seen, sound, extra)
         return updates, extra, seen, good, changes
 
 

@@ -96,9 +96,9 @@ def dynamic_loss_scale(
         scale = jnp.full((), init, jnp.float32)
         return DynamicLossScaleState(scale, zero(), zero(), zero(), zero(), ())
 
-    def judge(updates, state, params, seen, first, extra):
+    def judge(updates, state, params, seen, sound, extra):
         del params
-        good = first & finite_step(updates, extra)
+        good = sound & finite_step(updates, extra)
         run = jnp.where(good, state.good_steps + seen.astype(jnp.int32), 0)
         grows = run >= interval
         up = jnp.minimum(state.loss_scale * jnp.float32(growth), jnp.float32(max))

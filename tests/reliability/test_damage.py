@@ -200,7 +200,8 @@ READ = """
 import sys
 import numpy as np
 import fntrain as ft
-from fntrain.checkpoint.checkpointer import Checkpointer, restore_params
+from fntrain.checkpoint.checkpointer import Checkpointer
+from fntrain.checkpoint.params import restore_params
 from fntrain.checkpoint.safetensors import load
 import tensorstore, safetensors.numpy
 bad = ("pickle.find_class", "marshal.loads", "exec", "compile", "subprocess.Popen", "os.system", "os.exec",

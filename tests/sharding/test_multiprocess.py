@@ -20,7 +20,7 @@ import pytest
 
 import fntrain as ft
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 WORKER = Path(__file__).with_name("multiprocess_worker.py")
 spec = importlib.util.spec_from_file_location("multiprocess_worker", WORKER)
 worker = importlib.util.module_from_spec(spec)
