@@ -17,11 +17,11 @@ import numpy as np
 
 from . import losses, metrics, schedules, transforms
 from ._core.errors import ConfigError
+from ._core.files import write_text
 from ._core.typing import Batch, Params
 from .losses.loss import Loss
 from .run.fit import FitResult, fit
 from .run.signals import Signals
-from .run.writers import atomic_write
 from .step.state import TrainState, init_state
 from .step.task import Context, Task
 from .transforms import MultiSteps, add_weight_decay, chain, clip_by_norm, nesterov
@@ -190,7 +190,7 @@ class _KeepOptions:
     def on_fit_begin(self, ctx: Any) -> None:
         path = ctx.run_dir / "config.json"
         config = {**json.loads(path.read_text()), "demo": dataclasses.asdict(self.options)}
-        atomic_write(path, json.dumps(config, indent=2) + "\n")
+        write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def saved_options(config: Mapping[str, Any]) -> Options | None:

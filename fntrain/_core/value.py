@@ -119,10 +119,11 @@ P = ParamSpec("P")
 V = TypeVar("V", bound=Value)
 
 
-def factory(kind: type[V]) -> Callable[[Callable[P, Any]], Callable[P, V]]:
+def factory(kind: type[V], **attributes: Any) -> Callable[[Callable[P, Any]], Callable[P, V]]:
     """Turn a function that returns the parts of a `kind` (or a fresh `kind`) into a factory of values.
 
     The value remembers the call, with defaults filled in, so `f(1.0)` and `f(max_norm=1.0)` are equal.
+    What is given as `attributes` is written on each value that it makes.
     """
 
     def decorate(function: Callable[P, Any]) -> Callable[P, V]:
@@ -135,7 +136,9 @@ def factory(kind: type[V]) -> Callable[[Callable[P, Any]], Callable[P, V]]:
             made = function(*args, **kwargs)
             if not isinstance(made, kind):
                 made = kind(*made) if isinstance(made, tuple) else kind(made)  # type: ignore[call-arg]
-            # `made` is new: no factory returns one of its arguments, so nobody else sees this write.
+            # `made` is new: no factory returns one of its arguments, so nobody else sees these writes.
+            for name, value in attributes.items():
+                object.__setattr__(made, name, value)
             object.__setattr__(made, "call", Call(make, signature, dict(bound.arguments)))
             object.__setattr__(made, "_hash", None)
             return made

@@ -6,10 +6,10 @@ import jax
 
 from .. import tree
 from .._core.errors import ConfigError
-from ..run.context import LoopContext
+from ..run.context import LoopContext, Mode
 from ..step import programs
 from ..transforms.plateau import StopOnPlateauState, stop_on_plateau
-from .monitor import check_column, check_name, read
+from .monitor import Monitor
 
 
 class EarlyStopping:
@@ -21,13 +21,13 @@ class EarlyStopping:
     Args:
       monitor: a column of the epoch's logs.
       patience: the run stops at this many epochs in a row without an improvement, >= 1.
-      mode: `"min"` or `"max"`.
+      mode: `"min"` or `"max"`, which is better; `"auto"` is what the column's metric says.
       min_delta: the smallest change that counts, >= 0.
       restore_best: end with the parameters and the model state of the best epoch, of which a copy is kept on
         the device; however the run ends. The optimizer's state, and what `run_dir` holds, are of the last step.
 
     Attributes:
-      best: the best value so far, in float32, or None.
+      best: the best value so far, or None.
       best_epoch: its epoch, or None.
 
     Raises:
@@ -53,18 +53,18 @@ class EarlyStopping:
         self,
         monitor: str = "val_loss",
         patience: int = 10,
-        mode: str = "min",
+        mode: Mode = "auto",
         min_delta: float = 0.0,
         restore_best: bool = False,
     ):
-        self.monitor = check_name(monitor)
-        self.rule = stop_on_plateau(patience, min_delta, mode)
-        self.patience = int(patience)
+        stop_on_plateau(patience, min_delta)  # looked at before a run begins
+        self._watched = Monitor(monitor, mode)
+        self.monitor, self.patience, self.min_delta = monitor, int(patience), float(min_delta)
         self.restore_best = restore_best
         self._reset()
 
     def _reset(self) -> None:
-        self._checks: StopOnPlateauState = self.rule.init()
+        self._checks: StopOnPlateauState = stop_on_plateau(self.patience).init()
         self.best_epoch: int | None = None
         self._weights: dict[str, Any] = {}  # of the best epoch, by path
 
@@ -75,8 +75,10 @@ class EarlyStopping:
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start anew."""
+        self._watched.begin(ctx)
         self._reset()
-        check_column(ctx, self.monitor)
+        self._rule = stop_on_plateau(self.patience, self.min_delta, self._watched.direction)
+        self._checks = self._rule.init()
 
     def on_epoch_begin(self, ctx: LoopContext) -> None:
         """Stop again, if a run that had stopped is resumed with no more patience than it had."""
@@ -84,7 +86,7 @@ class EarlyStopping:
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Check."""
-        self._checks, _ = self.rule.update(self._checks, read(ctx, self.monitor))
+        self._checks, _ = self._rule.update(self._checks, self._watched.read(ctx))
         if self._checks.bad_checks == 0:
             self.best_epoch = ctx.epoch
             if self.restore_best:

@@ -12,20 +12,22 @@ import numpy as np
 from .. import sharding, tree
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.files import replacing
+from .._core.ranking import best_of
 from .._core.typing import Params
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
-from ..run.context import LoopContext
-from ..transforms.plateau import stop_on_plateau
-from .monitor import check_column, check_name, read
+from ..run.context import LoopContext, Mode
+from .monitor import Monitor
 
 
 class ModelCheckpoint:
     """Save the state at the end of epochs: every so many, or whenever a column is better than ever before.
 
     A directory holds versions, one a step, and is a `Checkpointer`'s: the newest three and the best one stay,
-    or with `save_best_only` the best one. A path that ends in `.npz` is one file instead, written anew each time, with
-    the parameters under their paths; `np.load` reads it (bfloat16 is written as float32).
+    or with `save_best_only` the best one. A path that ends in `.npz` is one file instead, with the parameters under
+    their paths, written anew each time, or where a `monitor` is given, whenever it is better than before; `np.load`
+    reads it (bfloat16 is written as float32).
 
     The best so far survives a resume; a run that starts from a state at or after the newest version of the
     directory goes on with its best, too. A directory with later versions than that belongs to another run and is
@@ -33,9 +35,9 @@ class ModelCheckpoint:
 
     Args:
       directory: the directory, or a file `….npz`.
-      monitor: a column of the epoch's logs. With `"val_loss"` and no validation data nothing is ranked, which
-        is an error only with `save_best_only`.
-      mode: `"min"` or `"max"`.
+      monitor: a column of the epoch's logs. None is `"val_loss"`; without validation data nothing is ranked then,
+        which is an error only with `save_best_only`.
+      mode: `"min"` or `"max"`, which is better; `"auto"` is what the column's metric says.
       save_best_only: save only what is better than all before; NaN and infinity never are.
       every: look at every so many epochs, >= 1.
 
@@ -63,14 +65,14 @@ class ModelCheckpoint:
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        monitor: str = "val_loss",
-        mode: str = "min",
+        monitor: str | None = None,
+        mode: Mode = "auto",
         save_best_only: bool = False,
         every: int = 1,
     ):
         self.path = Path(directory).expanduser()
-        self.monitor, self.mode = check_name(monitor), mode
-        self.rule = stop_on_plateau(patience=1, mode=mode)
+        self.monitor = "val_loss" if monitor is None else monitor
+        self._watched = Monitor(self.monitor, mode)
         self.save_best_only = save_best_only
         self.every = check.integer("every", every, at_least=1)
         self.best: float | None = None
@@ -80,6 +82,9 @@ class ModelCheckpoint:
             raise ConfigError(
                 f"`directory` must be a directory, or a file that ends in `.npz`, got {str(directory)!r}"
             )
+        # Whoever says what is better and gives one file means the best one.
+        self._ranks = save_best_only or monitor is not None
+        self._best_only = save_best_only or (self._file and self._ranks)
         self._checkpoints: Checkpointer | None = None
         self._own: set[int] = set()  # the steps this instance has saved
 
@@ -87,11 +92,11 @@ class ModelCheckpoint:
         """Start anew, or go on with what the directory holds."""
         self.close()
         self.best = None
-        if self.save_best_only or self.monitor != "val_loss":
-            check_column(ctx, self.monitor)
+        self._watched.begin(ctx, required=self._ranks)
         if self._file:
             return
-        keep = Keep(latest=1 if self.save_best_only else 3, best=(self.monitor, self.mode))  # type: ignore[arg-type]
+        best = (self.monitor, self._watched.direction)
+        keep = Keep(latest=1 if self.save_best_only else 3, best=best)
         self._checkpoints = Checkpointer(self.path, keep)
         if ctx.resumed:
             return  # what the directory holds is of this run
@@ -111,15 +116,11 @@ class ModelCheckpoint:
         """Save, if that is due."""
         if ctx.epoch % self.every:
             return
-        if self.save_best_only or self.monitor in ctx.logs or self.monitor != "val_loss":
-            value = read(ctx, self.monitor)
-            checks = self.rule.init()
-            if self.best is not None:
-                checks = checks._replace(best=np.float32(self.best))
-            _, worse = self.rule.update(checks, value)
-            if not worse:
+        if self._ranks or self.monitor in ctx.logs:
+            value, direction = self._watched.read(ctx), self._watched.direction
+            if best_of({"old": self.best, "new": value}, direction) == "new":
                 self.best = value
-            elif self.save_best_only:
+            elif self._best_only:
                 return
         if self._file:
             save_params(self.path, ctx.state.params)
@@ -154,15 +155,9 @@ def save_params(path: Path, params: Params) -> None:
     host = sharding.to_host(params)
     if jax.process_index() != 0:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Not `np.savez`, whose own arguments are not free for names of parameters.
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for name, x in tree.items(host):
-                x = x.astype(np.float32) if x.dtype.kind == "V" else x  # bfloat16 and its like: not NumPy's
-                with archive.open(f"{name or 'params'}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, x, allow_pickle=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not `np.savez`, whose own arguments are not free for names of parameters.
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, x in tree.items(host):
+            x = x.astype(np.float32) if x.dtype.kind == "V" else x  # bfloat16 and its like: not NumPy's
+            with archive.open(f"{name or 'params'}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, x, allow_pickle=False)

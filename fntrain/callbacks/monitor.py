@@ -1,42 +1,84 @@
-"""The watched column: what several callbacks share."""
+"""The watched column, and which of its values are better: what several callbacks share."""
 
 import numbers
 
+import jax
+import numpy as np
+
 from .._core import check
 from .._core.errors import ConfigError
-from ..run.context import LoopContext
+from .._core.ranking import Direction
+from ..run.context import LoopContext, Mode
 
 
-def check_name(monitor: str) -> str:
-    """The name of a column, as it is; anything else is refused."""
-    if not isinstance(monitor, str):
-        raise ConfigError(f"`monitor` must be the name of a logged column, got {monitor!r}")
-    return monitor
+class Monitor:
+    """A column of the epoch's logs that a callback watches.
 
-
-def check_column(ctx: LoopContext, monitor: str) -> None:
-    """Refuse, before anything runs, a column that no epoch will have."""
-    if ctx.columns is not None and monitor not in (known := ctx.columns()):
-        raise _missing(monitor, known)
-
-
-def read(ctx: LoopContext, monitor: str) -> float:
-    """The column's value in this epoch.
+    Args:
+      column: its name.
+      mode: `"min"`, `"max"`, or `"auto"`, for which the metric that the column comes from says which.
 
     Raises:
-      ConfigError: if there is none; the columns there are are listed.
+      ConfigError: if the name is no string, or the mode another word.
     """
-    value = ctx.logs.get(monitor)
-    if not isinstance(value, numbers.Real):
-        known = [name for name, x in ctx.logs.items() if isinstance(x, numbers.Real)]
-        raise _missing(monitor, [name for name in known if name not in ("epoch", "step")])
-    return float(value)
+
+    def __init__(self, column: str, mode: Mode = "auto"):
+        if not isinstance(column, str):
+            raise ConfigError(f"`monitor` must be the name of a logged column, got {column!r}")
+        check.one_of("mode", mode, ("auto", "min", "max"))
+        self.column: str = column
+        self.mode: Mode = mode
+        self._direction: Direction | None = None
+
+    @property
+    def direction(self) -> Direction:
+        """`"min"` or `"max"`, known once a run has begun, or from the start where `mode` says it."""
+        if self.mode != "auto":
+            return self.mode
+        assert self._direction is not None, "on_fit_begin was not called"
+        return self._direction
+
+    def begin(self, ctx: LoopContext, required: bool = True) -> None:
+        """Refuse, before anything runs, a column that no epoch will have, or whose direction is not known.
+
+        Args:
+          ctx: the run's.
+          required: whether every epoch must have the column.
+
+        Raises:
+          ConfigError: naming the columns that there are.
+        """
+        if required and ctx.columns is not None and self.column not in (known := ctx.columns()):
+            raise self._missing(known)
+        self._direction = ctx.direction(self.column, self.mode)
+
+    def read(self, ctx: LoopContext) -> float:
+        """The column's value in this epoch.
+
+        Raises:
+          ConfigError: if there is none; the columns there are are listed.
+        """
+        value = ctx.logs.get(self.column)
+        if not _is_number(value):
+            known = [name for name, x in ctx.logs.items() if _is_number(x)]
+            raise self._missing([name for name in known if name not in ("epoch", "step")])
+        return float(value)  # type: ignore[arg-type]
+
+    def _missing(self, known: list[str]) -> ConfigError:
+        hint = check.did_you_mean(self.column, known)
+        if self.column.startswith("val_") and not any(name.startswith("val_") for name in known):
+            hint = "; pass `validation_data` to `fit`"
+        names = ", ".join(map(repr, known))
+        return ConfigError(
+            f"`monitor` must be a number that an epoch logs, one of {names}, got {self.column!r}{hint}"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.column} ({self._direction or self.mode})"
 
 
-def _missing(monitor: str, known: list[str]) -> ConfigError:
-    hint = check.did_you_mean(monitor, known)
-    if monitor.startswith("val_") and not any(name.startswith("val_") for name in known):
-        hint = "; pass `validation_data` to `fit`"
-    return ConfigError(
-        f"`monitor` must be a number that an epoch logs, one of {', '.join(map(repr, known))}, got {monitor!r}{hint}"
-    )
+def _is_number(x: object) -> bool:
+    """Whether it is one real number: Python's, NumPy's, or an array of shape ()."""
+    if isinstance(x, jax.Array | np.ndarray) and x.shape == () and x.dtype.kind in "fiu":
+        return True
+    return isinstance(x, numbers.Real) and not isinstance(x, bool | np.bool_)

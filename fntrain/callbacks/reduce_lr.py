@@ -1,15 +1,16 @@
 """ReduceLROnPlateau: a lower learning rate where a column no longer improves."""
 
+import functools
 from typing import Any
 
 import jax
 
 from .._core import check
-from ..run.context import LoopContext
+from ..run.context import LoopContext, Mode
 from ..transforms.decay import ScaleByLearningRateState
 from ..transforms.hyperparams import placed_like, replace_nodes
 from ..transforms.plateau import PlateauState, plateau
-from .monitor import check_column, check_name, read
+from .monitor import Monitor
 from .rate_nodes import nodes
 
 
@@ -27,7 +28,7 @@ class ReduceLROnPlateau:
       factor: > 0 and < 1.
       patience: the rate is reduced at this many epochs in a row without an improvement, >= 1; then the count
         begins anew.
-      mode: `"min"` or `"max"`.
+      mode: `"min"` or `"max"`, which is better; `"auto"` is what the column's metric says.
       min_delta: the smallest change that counts as an improvement, >= 0. NaN and infinity are none.
       cooldown: how many epochs after a reduction are not counted, >= 0.
       min_lr: the rate is not reduced below this, >= 0.
@@ -56,28 +57,31 @@ class ReduceLROnPlateau:
         monitor: str = "val_loss",
         factor: float = 0.1,
         patience: int = 10,
-        mode: str = "min",
+        mode: Mode = "auto",
         min_delta: float = 0.0,
         cooldown: int = 0,
         min_lr: float = 0.0,
     ):
         check.number("min_delta", min_delta, at_least=0)  # by our name for it, not the rule's
         check.number("min_lr", min_lr, at_least=0)
-        self.monitor = check_name(monitor)
-        self.rule = plateau(factor, patience, rtol=0.0, atol=min_delta, cooldown=cooldown, mode=mode)
-        self.factor, self.min_lr = float(factor), float(min_lr)
-        self._checks: PlateauState = self.rule.init()
+        self._watched = Monitor(monitor, mode)
+        self._rule_for = functools.partial(
+            plateau, factor, patience, rtol=0.0, atol=min_delta, cooldown=cooldown
+        )
+        self._checks: PlateauState = self._rule_for().init()  # looked at before a run begins
+        self.monitor, self.factor, self.min_lr = monitor, float(factor), float(min_lr)
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start anew."""
         nodes(ctx.state)
-        check_column(ctx, self.monitor)
-        self._checks = self.rule.init()
+        self._watched.begin(ctx)
+        self._rule = self._rule_for(mode=self._watched.direction)
+        self._checks = self._rule.init()
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Check."""
         before = self._checks.scale
-        self._checks, scale = self.rule.update(self._checks, read(ctx, self.monitor))
+        self._checks, scale = self._rule.update(self._checks, self._watched.read(ctx))
         if scale < before:
             opt_state = replace_nodes(ctx.state.opt_state, ScaleByLearningRateState, self._reduced)
             ctx.state = ctx.state.replace(opt_state=opt_state)

@@ -10,7 +10,6 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import sha256
 from typing import Any, Literal
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 
 from .. import sharding, tree
 from .._core import check
+from .._core.digest import sha256
 from .._core.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -322,7 +322,7 @@ class Checkpointer:
             version = version or self._shelf.next_version(step)
             name = str(step) if version == 1 else f"{step}.v{version}"
             text = canonical(body)  # what JSON refuses fails here, before anything is written
-            document = {"sha256": sha256(text.encode()).hexdigest(), **json.loads(text)}
+            document = {"sha256": sha256(text), **json.loads(text)}
             orbax_save(self.directory / name, {key_of(p): x for p, x in host.items() if x.size}, document)
         except Exception as error:
             shutil.rmtree(self.directory / f"{name}.orbax-checkpoint-tmp", ignore_errors=True)

@@ -1,14 +1,12 @@
 """Keep: which checkpoints stay."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .._core import check
-from .._core.errors import (
-    ConfigError,
-)
+from .._core.errors import ConfigError
+from .._core.ranking import best_of
 
 
 @dataclass(frozen=True)
@@ -55,15 +53,9 @@ class Keep:
         if self.best is None:
             return None
         name, mode = self.best
-        values = {step: row[name] for step, row in metrics.items() if _is_finite(row.get(name))}
-        sign = 1 if mode == "min" else -1
-        return min(values, key=lambda step: (sign * values[step], step), default=None)
+        return best_of({step: metrics[step].get(name) for step in sorted(metrics)}, mode)
 
     def kept(self, metrics: Mapping[int, Mapping[str, Any]]) -> set[int]:
         """Which of the steps (the keys of `metrics`) stay."""
         kept = set(sorted(metrics)[-self.latest :]) | {self.best_step(metrics)}
         return {step for step in metrics if step in kept or (self.every and step % self.every == 0)}
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import sharding
 from .._core import check
+from .._core.digest import crc32
 from .._core.errors import (
     CheckpointMismatchError,
     ConfigError,
@@ -90,7 +91,7 @@ def is_intact(path: str, host: np.ndarray, info: Mapping[str, Any]) -> bool:
 def crc_of(path: str, host: np.ndarray) -> int:
     """32 bits that differ, nearly always, where path, dtype, shape or content do."""
     head = f"{path} {host.dtype.name} {host.shape}".encode(errors="surrogatepass")
-    return zlib.crc32(np.ascontiguousarray(host).reshape(-1).view(np.uint8).data, zlib.crc32(head))
+    return crc32(host, zlib.crc32(head))
 
 
 def with_key(host: np.ndarray, key: Mapping[str, Any] | None) -> Any:

@@ -1,9 +1,7 @@
 """One file of weights: written and read as safetensors, for who wants the parameters and nothing else."""
 
-import contextlib
 import json
 import os
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,9 @@ import numpy as np
 
 from .. import tree
 from .._core import check
+from .._core.digest import sha256
 from .._core.errors import CheckpointCorruptError, CheckpointError, ConfigError
+from .._core.files import replacing
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState
 from .fitting import fitted
@@ -92,21 +92,14 @@ def export(state: TrainState | PyTree, file: str | os.PathLike[str]) -> None:
     host = copy_to_host(arrays)
     infos = {path: info_of(path, x, arrays[path]) for path, x in host.items()}
     text = canonical({"format": FORMAT, "tree": packed, "arrays": infos})
-    header = {"fntrain": text, "fntrain_sha256": sha256(text.encode()).hexdigest()}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    header = {"fntrain": text, "fntrain_sha256": sha256(text)}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({_name(path): np.asarray(x, order="C") for path, x in host.items()}, temporary, header)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            save_file({_name(path): np.asarray(x, order="C") for path, x in host.items()}, temporary, header)
     except UnicodeEncodeError as error:
         raise ConfigError(f"`state` has a leaf whose name is no text: {error.object!r}") from None
     except Exception as error:  # safetensors has an error of its own for all that goes wrong
         raise CheckpointError(f"cannot write {file}: {reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):  # what matters has been said
-            temporary.unlink()
 
 
 def load(file: str | os.PathLike[str], like: PyTree | None = None) -> Params:
@@ -161,7 +154,7 @@ def _document(
             f"root/{n}": {"dtype": x.dtype.name, "shape": list(x.shape)} for n, x in found.items()
         }
     text = header["fntrain"]
-    if sha256(text.encode()).hexdigest() != header.get("fntrain_sha256"):
+    if sha256(text) != header.get("fntrain_sha256"):
         raise CheckpointCorruptError(f"{file}: the header is damaged")
     document = json.loads(text)
     if document["format"] > FORMAT:

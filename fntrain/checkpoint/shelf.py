@@ -5,11 +5,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from .. import tree
+from .._core.digest import sha256
 from .._core.errors import CheckpointCorruptError, CheckpointError
 from .pack import canonical, unpack
 from .store import FORMAT, META
@@ -89,7 +89,7 @@ class Shelf:
         try:
             document = json.loads(path.read_text())
             digest = document.pop("sha256")
-            intact = digest == sha256(canonical(document).encode()).hexdigest()
+            intact = digest == sha256(canonical(document))
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointCorruptError(f"{self.directory / name}: {META} is missing") from None
         except OSError as error:

@@ -1,10 +1,10 @@
 """Grain's datasets and loaders as a source of epochs, resumed by the iterator's own state."""
 
+import functools
 import json
 import re
 import sys
 import warnings
-import zlib
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from .. import tree
+from .._core.digest import crc32
 from .._core.errors import DataError
 from .._core.typing import Batch
 from .position import Position
@@ -167,10 +168,7 @@ class GrainSource:
 
 
 def _crc(batch: Batch) -> int:
-    digest = 0
-    for x in jax.tree.leaves(batch):
-        digest = zlib.crc32(np.ascontiguousarray(x).tobytes(), digest)
-    return digest
+    return functools.reduce(lambda digest, x: crc32(x, digest), jax.tree.leaves(batch), 0)
 
 
 def _json(state: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from .base import element_weights, metric, ratio
 from .labels import among_top, predicted_classes, scores_and_labels, totals
 
 
-@metric
+@metric(better="max")
 def accuracy(top_k: int = 1, logits: str = "logits", labels: str = "labels", weighted: bool = False):
     r"""The share of elements whose label is among the `top_k` highest logits.
 

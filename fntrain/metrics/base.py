@@ -5,8 +5,8 @@ batch in, `merge` joins two accumulators in any order, and only `compute` divide
 the metric of the epoch's data, however it was cut into batches, devices or padded tails.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ import numpy as np
 
 from .._core.check import did_you_mean
 from .._core.errors import ConfigError, DataError
+from .._core.ranking import Direction
 from .._core.typing import Accumulator, Outputs
 from .._core.value import Value, factory
+
+Better = Direction | Mapping[str, Any] | None
 
 
 class Metric(Value):
@@ -31,6 +34,7 @@ class Metric(Value):
       merge: `(acc, acc) -> acc`, associative and commutative.
       compute: `acc -> value`; NaN where nothing was seen.
       base: the metric whose accumulator this one reads, if it is a `reading`; else the metric itself.
+      better: `"max"` or `"min"`, whichever values are better, by key where the value is a dict; None if not known.
     """
 
     def __init__(
@@ -40,12 +44,14 @@ class Metric(Value):
         merge: Callable[[Accumulator, Accumulator], Accumulator],
         compute: Callable[[Accumulator], Any],
         base: "Metric | None" = None,
+        better: Better = None,
     ):
         self.empty = empty
         self.update = update
         self.merge = merge
         self.compute = compute
         self.base = self if base is None else base
+        self.better: Better = better
 
     def _parts(self) -> tuple:
         return (self.empty, self.update, self.merge, self.compute)
@@ -53,8 +59,38 @@ class Metric(Value):
 
 jax.tree_util.register_static(Metric)
 
-metric = factory(Metric)
-"""Decorator: a function that returns `(empty, update, merge, compute)` makes Metrics."""
+P = ParamSpec("P")
+
+
+@overload
+def metric(function: Callable[P, Any], /) -> Callable[P, Metric]: ...
+
+
+@overload
+def metric(*, better: Better = None) -> Callable[[Callable[P, Any]], Callable[P, Metric]]: ...
+
+
+def metric(function: Any = None, /, *, better: Better = None) -> Any:
+    """Decorator: a function that returns `(empty, update, merge, compute)` makes Metrics.
+
+    Args:
+      function: what is decorated; None makes a decorator.
+      better: `"max"` or `"min"`: which values of such a metric are better, so that monitors need not be told; by
+        key, if its value is a dict. None where that is not known, or makes no sense.
+
+    Examples:
+      >>> @metric(better="min")
+      ... def worst(key: str):
+      ...     def update(acc, outputs, weight=None):
+      ...         return jnp.maximum(acc, jnp.max(outputs[key]))
+      ...
+      ...     return lambda: jnp.float32(-jnp.inf), update, jnp.maximum, lambda acc: acc
+      >>> worst("error"), worst("error").better
+      (worst(key='error'), 'min')
+    """
+    if function is None:
+        return factory(Metric, better=better)
+    return factory(Metric)(function)
 
 
 def reading(base: Metric, compute: Callable[[Accumulator], Any]) -> tuple:
@@ -108,7 +144,8 @@ def collect(**metrics: Metric):
     def compute(acc):
         return {name: m.compute(acc[bases[m.base]]) for name, m in metrics.items()}
 
-    return empty, update, merge, compute
+    better = {name: m.better for name, m in metrics.items() if m.better is not None}
+    return Metric(empty, update, merge, compute, better=better or None)
 
 
 def checked(value: Any, name: str) -> Metric:

@@ -9,7 +9,7 @@ from .base import element_weights, metric
 from .labels import totals, yes_or_no, zero_ratio
 
 
-@metric
+@metric(better=dict.fromkeys(("accuracy", "precision", "recall", "f1"), "max"))
 def binary_stats(
     threshold: float = 0.5, logits: str = "logits", labels: str = "labels", weighted: bool = False
 ):

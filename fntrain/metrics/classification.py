@@ -14,7 +14,7 @@ from .confusion import ClassCounts, confusion_counts, counts_of
 from .labels import totals, yes_or_no, zero_ratio
 
 
-@metric
+@metric(better="max")
 def precision(
     num_classes: int,
     average: str | None = "macro",
@@ -61,7 +61,7 @@ def precision(
     return _class_score(parts, num_classes, average, multilabel, logits, labels, weighted)
 
 
-@metric
+@metric(better="max")
 def recall(
     num_classes: int,
     average: str | None = "macro",
@@ -105,7 +105,7 @@ def recall(
     return _class_score(parts, num_classes, average, multilabel, logits, labels, weighted)
 
 
-@metric
+@metric(better="max")
 def f1(
     num_classes: int,
     average: str | None = "macro",

@@ -105,7 +105,7 @@ def confusion_matrix(
     return reading(base, compute)
 
 
-@metric
+@metric(better="max")
 def per_class_accuracy(
     num_classes: int, logits: str = "logits", labels: str = "labels", weighted: bool = False
 ):

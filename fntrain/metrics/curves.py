@@ -10,7 +10,7 @@ from .base import metric, reading
 from .ranked import ranked_scores
 
 
-@metric
+@metric(better="max")
 def roc_auc(
     num_classes: int | None = None,
     average: str | None = "macro",
@@ -78,7 +78,7 @@ def roc_auc(
     return reading(base, averaged(binned_auc, exact_auc, num_classes, average, weighted, exact))
 
 
-@metric
+@metric(better="max")
 def average_precision(
     num_classes: int | None = None,
     average: str | None = "macro",
@@ -132,7 +132,7 @@ def average_precision(
     return reading(base, averaged(binned_ap, exact_ap, num_classes, average, weighted, exact))
 
 
-@metric
+@metric(better="max")
 def mean_average_precision(
     num_classes: int,
     *,

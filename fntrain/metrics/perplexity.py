@@ -9,7 +9,7 @@ from .base import metric
 from .labels import scores_and_labels
 
 
-@metric
+@metric(better="min")
 def perplexity(logits: str = "logits", labels: str = "labels"):
     r"""The exponential of the mean cross-entropy: among how many equal guesses the model hesitates.
 

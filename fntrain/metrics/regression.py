@@ -12,7 +12,7 @@ from .base import element_weights, masked, metric, read_output, reading
 from .exact import Count, Sum
 
 
-@metric
+@metric(better="min")
 def mse(predictions: str = "predictions", targets: str = "targets"):
     r"""Mean squared error over all elements.
 
@@ -35,7 +35,7 @@ def mse(predictions: str = "predictions", targets: str = "targets"):
     return reading(_squared_errors(predictions, targets), basic.compute)
 
 
-@metric
+@metric(better="min")
 def rmse(predictions: str = "predictions", targets: str = "targets"):
     r"""Root of the mean squared error over all elements, in the units of the targets.
 
@@ -58,7 +58,7 @@ def rmse(predictions: str = "predictions", targets: str = "targets"):
     return reading(_squared_errors(predictions, targets), lambda acc: jnp.sqrt(basic.compute(acc)))
 
 
-@metric
+@metric(better="min")
 def mae(predictions: str = "predictions", targets: str = "targets"):
     r"""Mean absolute error over all elements.
 
@@ -105,7 +105,7 @@ class R2State(NamedTuple):
     count: Count
 
 
-@metric
+@metric(better="max")
 def r2(predictions: str = "predictions", targets: str = "targets"):
     r"""The coefficient of determination, over all elements as one sample.
 

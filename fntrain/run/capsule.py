@@ -1,7 +1,6 @@
 """Replay capsules: one step of a run, with all that is needed to take it again."""
 
 import os
-import zlib
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import tree
+from .._core.digest import crc32
 from .._core.errors import CheckpointError
 from .._core.typing import Batch, PyTree
 from ..checkpoint.checkpointer import Checkpointer
@@ -158,6 +158,6 @@ def digests(state: PyTree) -> dict[str, str]:
     def one(x: Any) -> str:
         is_key = jnp.issubdtype(x.dtype, jax.dtypes.extended)
         host = np.asarray(jax.random.key_data(x) if is_key else x)
-        return f"{zlib.crc32(np.ascontiguousarray(host).tobytes()):08x}"
+        return f"{crc32(host):08x}"
 
     return {path: one(x) for path, x in tree.items(state)}

@@ -1,19 +1,21 @@
 """LoopContext: what a callback gets. The one place where a run's numbers stand on the host."""
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from .._core.check import one_of
 from .._core.errors import ConfigError
+from .._core.ranking import Direction, best_of
 from .._core.typing import PyTree
 from ..data.position import Position
 from ..step.state import TrainState
 from ..step.task import Task
-from .history import History
+from .history import History, direction
+
+Mode = Literal["auto", "min", "max"]
 
 
 class Histogram(NamedTuple):
@@ -111,9 +113,30 @@ class LoopContext:
             raise ConfigError("`request_save` needs a run directory: `fit(..., run_dir=...)`")
         self.save_requested = True
 
-    def best_score(self, monitor: str = "val_loss", mode: str = "min") -> float | None:
-        """The best finite value of a column over the epochs so far, this one's row included; None if none is."""
-        one_of("mode", mode, ("min", "max"))
+    def direction(self, monitor: str, mode: Mode = "auto") -> Direction:
+        """Which values of a column are better: `mode`, or for `"auto"` what the column's metric says.
+
+        Raises:
+          ConfigError: if `mode` is something else, or `"auto"` for a column that comes from no metric of the task.
+        """
+        one_of("mode", mode, ("auto", "min", "max"))
+        if mode != "auto":
+            return mode
+        known = direction(self.task.metrics, monitor)
+        if known is None:
+            raise ConfigError(
+                f'`mode` must be "min" or "max" for {monitor!r}: whether more of it is better is not known, since no '
+                f"metric of the task says so; got 'auto'"
+            )
+        return known
+
+    def best_score(self, monitor: str = "val_loss", mode: Mode = "auto") -> float | None:
+        """The best finite value of a column over the epochs so far, this one's row included; None if none is.
+
+        Raises:
+          ConfigError: as `direction`.
+        """
         rows = self.history.rows() + ([self.logs] if self.logs.get("epoch") == self.epoch else [])
-        values = [row[monitor] for row in rows if isinstance(row.get(monitor), int | float)]
-        return (min if mode == "min" else max)(filter(math.isfinite, values), default=None)
+        values = {i: row.get(monitor) for i, row in enumerate(rows)}
+        best = best_of(values, self.direction(monitor, mode))
+        return None if best is None else values[best]

@@ -11,6 +11,7 @@ import numpy as np
 from .. import sharding, tree
 from .._core import check
 from .._core.errors import CheckpointError, ConfigError
+from .._core.files import write_text
 from .._core.typing import PyTree
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
@@ -21,7 +22,7 @@ from ..step.state import TrainState
 from .history import History
 from .identity import check_identity
 from .lock import RunLock
-from .writers import CSVWriter, JSONLWriter, atomic_write
+from .writers import CSVWriter, JSONLWriter
 
 
 class RunDirectory:
@@ -107,7 +108,7 @@ class RunDirectory:
         """Write more about the run into `config.json`."""
         self.config.update(more)
         if self._lock is not None:
-            atomic_write(self.path / "config.json", json.dumps(self.config, indent=2, default=str) + "\n")
+            write_text(self.path / "config.json", json.dumps(self.config, indent=2, default=str) + "\n")
 
     def _nothing(self) -> CheckpointError:
         return CheckpointError(f'`resume="must"`: there is no checkpoint in {self.path}')

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from .._core.errors import DataError
+from .._core.ranking import Direction
+from ..metrics import Metric
 
 
 class History(Mapping):
@@ -14,14 +16,18 @@ class History(Mapping):
     Columns: `epoch`, `step`, `loss`, the task's metrics, `val_…` of each, what the transforms recorded. A value
     that an epoch has not is None.
 
+    Attributes:
+      metrics: the task's, by name, which know of their columns which values are better.
+
     Examples:
       >>> history = History([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
       >>> history["loss"]
       [0.5, 0.25]
     """
 
-    def __init__(self, rows: list[dict[str, Any]] | None = None):
+    def __init__(self, rows: list[dict[str, Any]] | None = None, metrics: Mapping[str, Metric] | None = None):
         self._rows = list(rows or [])
+        self.metrics: dict[str, Metric] = dict(metrics or {})
 
     @property
     def epochs(self) -> int:
@@ -31,6 +37,10 @@ class History(Mapping):
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch."""
         self._rows.append(dict(row))
+
+    def direction(self, column: str) -> Direction | None:
+        """`"min"` or `"max"`, whichever values of a column are better; None if that is not known."""
+        return direction(self.metrics, column)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict an epoch."""
@@ -84,6 +94,22 @@ def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[name] = _number(value)
     return out
+
+
+def direction(metrics: Mapping[str, Metric], column: str) -> Direction | None:
+    """Which values of a column are better: what the metric says that it comes from; None where that is not known.
+
+    A part of a loss is not known: its coefficient may be negative.
+    """
+    path = column.removeprefix("val_").split("/")
+    for i in range(len(path), 0, -1):
+        metric = metrics.get("/".join(path[:i]))
+        if metric is not None:
+            better: Any = metric.better
+            for key in path[i:]:
+                better = better.get(key) if isinstance(better, Mapping) else None
+            return better if isinstance(better, str) else None  # type: ignore[return-value]
+    return None
 
 
 def plain_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:

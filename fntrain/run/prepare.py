@@ -119,6 +119,7 @@ def loop(
         if resumed:
             state, accumulators, position, history = run.restore(state, programs.opened(metrics))
             metrics = programs.closed(accumulators)
+    history.metrics.update(task.metrics)
     total = options.steps
     if total is None and source.length is not None:
         total = options.epochs * source.length  # type: ignore[operator]

@@ -14,20 +14,7 @@ import numpy as np
 
 from .._core.check import integer
 from .._core.errors import ConfigError, DataError
-
-
-def atomic_write(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a file's content as a whole: whoever reads it, whenever, sees the old text or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from .._core.files import write_text
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -78,7 +65,7 @@ class _Writer:
 
     def _replace(self, text: str) -> None:
         self.close()
-        atomic_write(self.path, text)
+        write_text(self.path, text)
 
     def close(self) -> None:
         """Close the file; a later `write` opens it again."""

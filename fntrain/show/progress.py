@@ -84,6 +84,7 @@ class ProgressBar:
 
         self.close()
         self._console = self._given or Console()
+        self._known = getattr(getattr(ctx, "history", None), "direction", None)
         self._began = self._clock()
         self._due = -math.inf  # the first step always comes through, to be left out of the rates
         self._since: _Mark | None = None  # where the rate of the run counts from
@@ -169,7 +170,7 @@ class ProgressBar:
             return
         for name in ("val_loss", "loss"):
             values = self._columns.get(name, [])
-            i = best_index(name, values)
+            i = best_index(name, values, self._known)
             if i is not None:
                 said.append(f"best {name} {number_text(values[i])} at epoch {self._epochs[i]}")
                 break
@@ -231,14 +232,25 @@ class ProgressBar:
         row = Text.assemble((epoch, "bold"))
         for name in kept:
             values = self._columns[name]
-            row.append("  " + number_text(values[-1]).rjust(widths[name]), style=_style(name, values))
+            row.append("  " + number_text(values[-1]).rjust(widths[name]), style=self._style(name, values))
         row.append("  " + (number_text(rate) if rate else "").rjust(8), style="dim")
         self._console.print(row)
+
+    def _style(self, name: str, values: list) -> str:
+        """Green for the best validation so far, red for a value that is not finite."""
+        if _is_bad(values[-1]):
+            return "red"
+        best = name.startswith("val_") and best_index(name, values, self._known) == len(values) - 1
+        return "green" if best else ""
 
     def _table(self, ctx: Any) -> tuple[list[str], list[list[Cell]], int]:
         """The notebook's table: its head, the last epochs, and how many are left out before them."""
         shown = self._shown()
-        best = {name: best_index(name, self._columns[name]) for name in shown if name.startswith("val_")}
+        best = {
+            name: best_index(name, self._columns[name], self._known)
+            for name in shown
+            if name.startswith("val_")
+        }
         first = max(0, len(self._epochs) - MOST_ROWS)
         rows = []
         for i in range(first, len(self._epochs)):
@@ -306,7 +318,7 @@ class ProgressBar:
         rows = [["", "first", "best", "at epoch", "last"]]
         for name, values in self._columns.items():
             seen = [v for v in values if v is not None]
-            i = best_index(name, values)
+            i = best_index(name, values, self._known)
             best = ("", "") if i is None else (number_text(values[i]), str(self._epochs[i]))
             rows.append([_short(name), number_text(seen[0]), *best, number_text(seen[-1])])
         # In a narrow window whole columns go, those that matter least first, rather than the ends of all.
@@ -338,10 +350,3 @@ def _count(n: int, noun: str) -> str:
 
 def _is_bad(x: Any) -> bool:
     return x is not None and not math.isfinite(x)
-
-
-def _style(name: str, values: list) -> str:
-    """Green for the best validation so far, red for a value that is not finite."""
-    if _is_bad(values[-1]):
-        return "red"
-    return "green" if name.startswith("val_") and best_index(name, values) == len(values) - 1 else ""

@@ -4,11 +4,11 @@ import math
 import numbers
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from .._core.ranking import Direction, best_of
 
+Known = Callable[[str], Direction | None] | None
 
 _LOWER = {"loss", "error", "mse", "rmse", "mae", "huber", "nll", "entropy", "perplexity"}
 
@@ -45,11 +45,14 @@ def reading_order(name: str) -> tuple:
     )
 
 
-def best_index(name: str, values: list) -> int | None:
-    """Find the best finite value of a column (the first of equals); None if there is none."""
-    pick = better(name)
-    finite = [i for i, v in enumerate(values) if is_number(v) and math.isfinite(v)]
-    return pick(finite, key=lambda i: values[i]) if pick and finite else None
+def best_index(name: str, values: list, known: "Known" = None) -> int | None:
+    """Find the best finite value of a column (the first of equals); None if there is none.
+
+    Which is better `known` says, a function of the column's name; of what it does not know (a file's, say), the name.
+    """
+    by_name = better(name)
+    direction = (known and known(name)) or (by_name and by_name.__name__)
+    return None if direction is None else best_of(dict(enumerate(values)), direction)  # type: ignore[arg-type]
 
 
 def is_number(x: Any) -> bool:

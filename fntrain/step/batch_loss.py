@@ -16,7 +16,7 @@ class BatchLossState(NamedTuple):
     batches: exact.Count
 
 
-@metric
+@metric(better="min")
 def batch_loss():
     """The weighted mean of the loss's values: what `Task.metrics["loss"]` is.
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.ranking import Direction, improves
 from .._core.typing import ArrayLike
 from .._core.value import Value, factory
 from .types import Recording, Transform, increment, like, transform
 
-_LARGEST = np.finfo(np.float32).max
+_LARGEST = float(np.finfo(np.float32).max)  # finite in every dtype: a state holds no infinity
 
 
 class Controller(Value):
@@ -26,7 +27,8 @@ class Controller(Value):
     Attributes:
       init: `() -> state`, a NamedTuple of scalar arrays, NumPy's.
       update: `(state, value) -> (state, decision)`. Numbers in, NumPy scalars out, and no device is involved;
-        with a JAX array among them, traced or not, JAX arrays. Values are compared in float32 either way.
+        with a JAX array among them, traced or not, JAX arrays. Values are compared in the dtype of the best so far:
+        float64 on the host and where JAX has it, else float32.
     """
 
     def __init__(self, init: Callable[[], Any], update: Callable[[Any, ArrayLike], tuple[Any, Any]]):
@@ -47,7 +49,9 @@ class PlateauState(NamedTuple):
     """The best value so far, how long ago it was, and what came of it."""
 
     scale: Any  # float32, shape (): what the rate is multiplied by
-    best: Any  # float32, shape (); before the first value, the worst number there is
+    best: (
+        Any  # float64 where there is one, else float32, shape (); before the first value, the worst there is
+    )
     bad_checks: Any  # int32, shape (): values since then, or since the last reduction, without improvement
     cooldown: Any  # int32, shape (): values that will not be counted as bad
 
@@ -105,15 +109,15 @@ def plateau(
     check.number("atol", atol, at_least=0)
     cooldown = check.integer("cooldown", cooldown, at_least=0)
     check.number("min_scale", min_scale, at_least=0, at_most=1)
-    first = _worst(mode)
+    direction = _direction(mode)
 
     def init() -> PlateauState:
-        return PlateauState(np.ones((), np.float32), first, _zero(), _zero())
+        return PlateauState(np.ones((), np.float32), _worst(direction), _zero(), _zero())
 
     def update(state: PlateauState, value: ArrayLike) -> tuple[PlateauState, Any]:
         with np.errstate(over="ignore"):
             xp, value = _observed(state, value)
-            best, better = _compared(xp, mode, value, state.best, rtol, atol)
+            best, better = _compared(xp, direction, value, state.best, rtol, atol)
             cooling = state.cooldown > 0
             bad = xp.where(better | cooling, np.int32(0), state.bad_checks + np.int32(1))
             reduce = bad >= patience
@@ -129,7 +133,9 @@ def plateau(
 class StopOnPlateauState(NamedTuple):
     """The best value so far, and how long ago it was."""
 
-    best: Any  # float32, shape (); before the first value, the worst number there is
+    best: (
+        Any  # float64 where there is one, else float32, shape (); before the first value, the worst there is
+    )
     bad_checks: Any  # int32, shape (): values since then, held at `patience`
 
 
@@ -170,15 +176,15 @@ def stop_on_plateau(patience: int = 10, min_delta: float = 0.0, mode: str = "min
     """
     patience = _patience(patience)
     check.number("min_delta", min_delta, at_least=0)
-    first = _worst(mode)
+    direction = _direction(mode)
 
     def init() -> StopOnPlateauState:
-        return StopOnPlateauState(first, _zero())
+        return StopOnPlateauState(_worst(direction), _zero())
 
     def update(state: StopOnPlateauState, value: ArrayLike) -> tuple[StopOnPlateauState, Any]:
         with np.errstate(over="ignore"):
             xp, value = _observed(state, value)
-            best, better = _compared(xp, mode, value, state.best, 0.0, min_delta)
+            best, better = _compared(xp, direction, value, state.best, 0.0, min_delta)
             bad = xp.where(
                 better, np.int32(0), xp.minimum(state.bad_checks, np.int32(patience - 1)) + np.int32(1)
             )
@@ -194,9 +200,13 @@ def _patience(patience: int) -> int:
     return patience
 
 
-def _worst(mode: str) -> Any:
+def _direction(mode: str) -> Direction:
     check.one_of("mode", mode, ("min", "max"))
-    return np.full((), _LARGEST if mode == "min" else -_LARGEST, np.float32)
+    return mode  # type: ignore[return-value]
+
+
+def _worst(direction: Direction) -> Any:
+    return np.asarray(_LARGEST if direction == "min" else -_LARGEST)
 
 
 def _zero() -> Any:
@@ -204,27 +214,28 @@ def _zero() -> Any:
 
 
 def _observed(state: Any, value: ArrayLike) -> tuple[Any, Any]:
-    """The array module to compute with, and the value as its float32 scalar."""
+    """The array module to compute with, and the value as its scalar, in the dtype of the best so far."""
     xp: Any = jnp if any(isinstance(x, jax.Array) for x in (*state, value)) else np
     if np.shape(value) != ():
         raise ConfigError(f"`value` must be a single number, got shape {list(np.shape(value))}")
-    return xp, xp.asarray(value).astype(np.float32)
+    return xp, xp.asarray(value).astype(state.best.dtype)
 
 
-def _compared(xp: Any, mode: str, value: Any, best: Any, rtol: float, atol: float) -> tuple[Any, Any]:
+def _compared(
+    xp: Any, direction: Direction, value: Any, best: Any, rtol: float, atol: float
+) -> tuple[Any, Any]:
     """`(the new best, whether it is new)`."""
-    size = xp.abs(best)
-    margin = xp.where(size < _LARGEST, np.float32(rtol) * size + np.float32(atol), np.float32(0))
-    better = value < best - margin if mode == "min" else value > best + margin
-    better = better & xp.isfinite(value)
+    size = xp.where(xp.abs(best) < _LARGEST, xp.abs(best), 0)
+    kind = np.dtype(best.dtype).type
+    better = improves(value, best, direction, kind(rtol) * size + kind(atol), xp)
     return xp.where(better, value, best), better
 
 
 class _ReduceOnPlateau(NamedTuple):
     plateau: PlateauState
     count: jax.Array  # int32, shape (): losses gathered
-    total: jax.Array  # float32, shape (): their weighted sum
-    weight: jax.Array  # float32, shape (): their weight
+    total: jax.Array  # shape (): their weighted sum, in the dtype of the plateau's best
+    weight: jax.Array  # shape (): their weight, likewise
 
 
 class ReduceOnPlateauState(Recording, _ReduceOnPlateau):
@@ -297,9 +308,7 @@ def reduce_on_plateau(
     def init_fn(params):
         del params
         start = PlateauState(*map(jnp.asarray, rule.init()))
-        return ReduceOnPlateauState(
-            start, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
-        )
+        return ReduceOnPlateauState(start, *_nothing(start))
 
     def update_fn(updates, state, params=None, **extra):
         del params
@@ -308,8 +317,9 @@ def reduce_on_plateau(
                 "`value` is needed by reduce_on_plateau, which watches the loss; train_step passes it, or call "
                 "`tx.update(grads, state, params, value=loss)`"
             )
-        value = jnp.asarray(extra["value"], jnp.float32)
-        weight = jnp.asarray(1.0 if extra.get("weight") is None else extra["weight"], jnp.float32)
+        kind = state.plateau.best.dtype
+        value = jnp.asarray(extra["value"], kind)
+        weight = jnp.asarray(1.0 if extra.get("weight") is None else extra["weight"], kind)
         state = _checked(state, value, weight)
         scaled = jax.tree.map(lambda g: like(g.astype(jnp.float32) * state.plateau.scale, g), updates)
         return scaled, state
@@ -318,14 +328,19 @@ def reduce_on_plateau(
         """The state after one more loss; of weight zero it is as if it had not come."""
         seen = weight > 0
         count = jnp.where(seen, increment(state.count), state.count)
-        total = state.total + jnp.where(seen, value * weight, jnp.float32(0))
+        total = state.total + jnp.where(seen, value * weight, 0)
         gathered = state.weight + weight
         due = seen & (count >= size)
         # A single loss is itself: times its weight and over it would round.
-        mean = value if size == 1 else total / jnp.where(due, gathered, jnp.float32(1))
+        mean = value if size == 1 else total / jnp.where(due, gathered, 1)
         after, _ = rule.update(state.plateau, mean)
-        empty = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-        new, old = (after, *empty), (state.plateau, count, total, gathered)
+        new, old = (after, *_nothing(after)), (state.plateau, count, total, gathered)
         return ReduceOnPlateauState(*jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old))
 
     return Transform(init_fn, update_fn, rescales=False)
+
+
+def _nothing(plateau: PlateauState) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """No losses gathered: how many, their sum, their weight."""
+    zeros = jnp.zeros((), jnp.int32), *(jnp.zeros((), plateau.best.dtype) for _ in range(2))
+    return tuple(map(jnp.copy, zeros))  # type: ignore[return-value]

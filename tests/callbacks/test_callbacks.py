@@ -372,19 +372,19 @@ def test_a_monitor_that_cannot_be_is_refused_before_training(make, tmp_path):
 
 
 def test_a_column_that_a_callback_adds_may_be_monitored():
-    stopping = EarlyStopping("mine", patience=1)
+    stopping = EarlyStopping("mine", patience=1, mode="min")
     result = run(epochs=5, callbacks=[lambda logs: {"mine": 1.0}, stopping])
     assert result.history["epoch"] == [1, 2]
     with pytest.raises(ft.ConfigError, match=r"'mine'.*got 'other'"):
-        run(epochs=5, callbacks=[lambda logs: {"mine": 1.0}, EarlyStopping("other")])
+        run(epochs=5, callbacks=[lambda logs: {"mine": 1.0}, EarlyStopping("other", mode="min")])
     with pytest.raises(ft.ConfigError, match="number"):
-        run(epochs=5, callbacks=[lambda logs: {"mine": "text"}, EarlyStopping("mine")])
+        run(epochs=5, callbacks=[lambda logs: {"mine": "text"}, EarlyStopping("mine", mode="min")])
 
 
 def test_bad_arguments_are_refused():
     bad = [
         (lambda: EarlyStopping(patience=0), "patience"),
-        (lambda: EarlyStopping(mode="auto"), "mode"),
+        (lambda: EarlyStopping(mode="best"), "mode"),
         (lambda: EarlyStopping(min_delta=-1), "min_delta"),
         (lambda: EarlyStopping(monitor=3), "monitor"),
         (lambda: ModelCheckpoint("x", every=0), "every"),
@@ -444,7 +444,7 @@ def test_early_stopping_golden(kwargs, values, stops_at, best_epoch):
 def test_early_stopping_restores_the_best_weights(caplog):
     # Values as scripted: epoch 2 is the best, epoch 4 the last.
     script = iter([2.0, 1.0, 3.0, 4.0])
-    stopping = EarlyStopping("scripted", patience=2, restore_best=True)
+    stopping = EarlyStopping("scripted", patience=2, restore_best=True, mode="min")
     result = run(epochs=9, callbacks=[lambda logs: {"scripted": next(script)}, stopping])
     assert result.history["epoch"] == [1, 2, 3, 4]
     assert bits(result.state.params) == bits(run(epochs=2).state.params)
@@ -458,7 +458,7 @@ def test_early_stopping_restores_the_best_weights(caplog):
     assert all(np.isfinite(x).all() for x in stopping._weights.values())
     # Without it, the last ones.
     script = iter([2.0, 1.0, 3.0, 4.0])
-    stopping = EarlyStopping("scripted", patience=2)
+    stopping = EarlyStopping("scripted", patience=2, mode="min")
     result = run(epochs=9, callbacks=[lambda logs: {"scripted": next(script)}, stopping])
     assert bits(result.state.params) == bits(run(epochs=4).state.params)
 
@@ -468,7 +468,7 @@ def test_one_instance_serves_several_runs():
         first = [ctx.state for ctx in play(callback, [1.0, 0.5, 3.0])]
         second = [ctx.state for ctx in play(callback, [9.0, 8.0, 9.0])]
         assert [bits(a) for a in first] == [bits(b) for b in second]
-    stopping = EarlyStopping("scripted", patience=1)
+    stopping = EarlyStopping("scripted", patience=1, mode="min")
     for values, epochs in ([5.0, 6.0], 2), ([7.0, 6.0, 6.0], 3):
         script = iter(values)
         result = run(epochs=9, callbacks=[lambda logs, s=script: {"scripted": next(s)}, stopping])
@@ -519,7 +519,7 @@ def test_the_rate_changes_without_another_compile(caplog):
     script = itertools.count()
     callbacks = [
         lambda logs: {"flat": 1.0 + next(script)},
-        ReduceLROnPlateau("flat", factor=0.5, patience=1),
+        ReduceLROnPlateau("flat", factor=0.5, patience=1, mode="min"),
     ]
     result, programs = compiled(caplog, lambda: run(task, epochs=4, callbacks=callbacks))
     assert result.history["learning_rate"] == [0.125, 0.125, 0.0625, 0.03125]
@@ -547,7 +547,9 @@ def test_the_rate_changes_without_another_compile(caplog):
 
 def test_a_scheduler_by_name(caplog):
     # Rate × 0.1 after the fifth epoch in a row that is no better than the first.
-    plateau = LearningRateScheduler(scheduler="reduce_on_plateau", factor=0.1, patience=5, monitor="flat")
+    plateau = LearningRateScheduler(
+        scheduler="reduce_on_plateau", factor=0.1, patience=5, monitor="flat", mode="min"
+    )
     result, programs = compiled(
         caplog, lambda: run(epochs=8, callbacks=[lambda logs: {"flat": 1.0}, plateau])
     )
@@ -634,7 +636,7 @@ def scripted(values):
 
 def test_versions_and_the_best_of_them(tmp_path):
     values = [5.0, 1.0, 4.0, NAN, 3.0, 2.0]
-    saving = ModelCheckpoint(tmp_path / "all-0.5", "scripted")  # a dot does not make a file of it
+    saving = ModelCheckpoint(tmp_path / "all-0.5", "scripted", mode="min")  # a dot does not make a file of it
     result = run(epochs=6, callbacks=[scripted(values), saving])
     with Checkpointer(tmp_path / "all-0.5", Keep(best=("scripted", "min"))) as versions:
         assert versions.steps() == [6, 12, 15, 18]  # the newest three and the best
@@ -654,7 +656,7 @@ def test_best_only_and_every(tmp_path):
         epochs=7,
         callbacks=[
             scripted([4, 3, 2, 5, 1, 0.5, 0.1]),
-            ModelCheckpoint(tmp_path / "every", "scripted", every=3),
+            ModelCheckpoint(tmp_path / "every", "scripted", every=3, mode="min"),
         ],
     )
     assert Checkpointer(tmp_path / "every").steps() == [9, 18]
@@ -677,7 +679,7 @@ def test_a_path_with_a_suffix_is_one_file(tmp_path):
         def on_epoch_end(self, ctx):
             states.append(jax.device_get(ctx.state.params))
 
-    saving = ModelCheckpoint(path, "scripted", save_best_only=True)
+    saving = ModelCheckpoint(path, "scripted", save_best_only=True, mode="min")
     run(task, ft.init_state(task, params), epochs=3, callbacks=[scripted(values), Keeps(), saving])
     with np.load(path, allow_pickle=False) as file:
         assert sorted(file) == ["b", "file/w"]
@@ -689,13 +691,16 @@ def test_a_path_with_a_suffix_is_one_file(tmp_path):
 
 def test_a_directory_of_another_run_is_refused_and_its_own_continued(tmp_path):
     directory = tmp_path / "versions"
-    saving = ModelCheckpoint(directory, "scripted", save_best_only=True)
+    saving = ModelCheckpoint(directory, "scripted", save_best_only=True, mode="min")
     result = run(epochs=2, callbacks=[scripted([2.0, 1.0]), saving])
     with pytest.raises(ft.ConfigError, match=r"`directory`.*later steps \(`6`\).*starts at \(0\)"):
-        run(epochs=2, callbacks=[scripted([2.0, 1.0]), ModelCheckpoint(directory, "scripted"), NoStep()])
+        run(
+            epochs=2,
+            callbacks=[scripted([2.0, 1.0]), ModelCheckpoint(directory, "scripted", mode="min"), NoStep()],
+        )
     assert Checkpointer(directory).steps() == [6]
     # From the state it ended with: a worse model does not replace the best.
-    more = ModelCheckpoint(directory, "scripted", save_best_only=True)
+    more = ModelCheckpoint(directory, "scripted", save_best_only=True, mode="min")
     run(state=result.state, epochs=2, callbacks=[scripted([1.5, 1.25]), more])
     assert Checkpointer(directory).steps() == [6]
     run(state=result.state, epochs=2, callbacks=[scripted([1.5, 0.5]), more])
@@ -780,9 +785,9 @@ def script_of_epoch(logs):
 def everything(path):
     """All that have a state, or write."""
     recorder = Recorder()
-    stopping = EarlyStopping("scripted", patience=3, restore_best=True)
-    plateau = ReduceLROnPlateau("scripted", factor=0.5, patience=2, cooldown=1)
-    saving = ModelCheckpoint(path / "versions", "scripted", save_best_only=True)
+    stopping = EarlyStopping("scripted", patience=3, restore_best=True, mode="min")
+    plateau = ReduceLROnPlateau("scripted", factor=0.5, patience=2, cooldown=1, mode="min")
+    saving = ModelCheckpoint(path / "versions", "scripted", save_best_only=True, mode="min")
     files = [CSVLogger(path / "log.csv"), JSONLogger(path / "log.jsonl")]
     return recorder, stopping, [script_of_epoch, recorder, plateau, stopping, saving, NaNGuard(), *files]
 
@@ -858,7 +863,7 @@ def test_a_stopped_run_stays_stopped_unless_given_more_patience(straight, tmp_pa
     assert bits(again.state) == bits(first.state)
     assert again.stop_reason == first.stop_reason
     _, _, callbacks = everything(tmp_path)
-    callbacks[3] = EarlyStopping("scripted", patience=4, restore_best=True)
+    callbacks[3] = EarlyStopping("scripted", patience=4, restore_best=True, mode="min")
     more = run(callbacks=callbacks, resume=True, **kwargs)
     assert more.history["epoch"] == [*range(1, 15)]  # the best at 10, then four without
 

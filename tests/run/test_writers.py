@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from fntrain._core.errors import ConfigError, DataError
-from fntrain.run import writers
-from fntrain.run.writers import CSVWriter, JSONLWriter, atomic_write, read_rows
+from fntrain.run.writers import CSVWriter, JSONLWriter, read_rows
 
 WRITERS = [CSVWriter, JSONLWriter]
 ROWS = [
@@ -203,18 +202,3 @@ def test_damaged_lines_are_named(tmp_path):
         read_rows(tmp_path / "m.csv")
     (tmp_path / "empty").write_text("")
     assert read_rows(tmp_path / "empty") == read_rows(tmp_path / "missing") == []
-
-
-def test_an_atomic_write_is_all_or_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    atomic_write(path, "old\r\n")
-    assert path.read_bytes() == b"old\r\n"
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(writers.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        atomic_write(path, "new")
-    assert path.read_bytes() == b"old\r\n"
-    assert list(tmp_path.iterdir()) == [path]

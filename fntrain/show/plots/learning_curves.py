@@ -9,7 +9,7 @@ import numpy as np
 
 from ..._core import check
 from ..._core.errors import DataError
-from ..text import best_index, better, number_text, reading_order
+from ..text import Known, best_index, better, number_text, reading_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +58,7 @@ def learning_curves(
       >>> [axes.get_title(loc="left") for axes in figure.axes]
       ['loss']
     """
+    known = getattr(history, "direction", None)  # a run's history knows; of other mappings, the names tell
     columns = _columns(history)
     length = len(next(iter(columns.values())))
     epochs = columns.pop("epoch", np.full(length, np.nan))
@@ -83,7 +84,7 @@ def learning_curves(
                 axes = figure.add_subplot(grid[i // across, i % across], sharex=bottom.get(0))
                 axes.tick_params(labelbottom=False)
                 bottom[i % across] = axes
-                labels.append(_panel(axes, epochs, columns, name))
+                labels.append(_panel(axes, epochs, columns, name, known))
         for axes in bottom.values():
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("epoch")
@@ -133,7 +134,9 @@ def _panels(columns: Mapping[str, np.ndarray], metrics: Iterable[str] | None) ->
     return list(dict.fromkeys(names))
 
 
-def _panel(axes: "Axes", epochs: np.ndarray, columns: Mapping[str, np.ndarray], name: str) -> list:
+def _panel(
+    axes: "Axes", epochs: np.ndarray, columns: Mapping[str, np.ndarray], name: str, known: Known
+) -> list:
     """Draw one panel and return the labels at the curves' ends."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -185,10 +188,16 @@ def _panel(axes: "Axes", epochs: np.ndarray, columns: Mapping[str, np.ndarray], 
                 fontsize=9.5,
             )
         )
-    _, color, column = series[-1]
-    best = best_index(column, columns[column].tolist())
+    _mark_best(axes, epochs, columns[series[-1][2]], series[-1], known)
+    return labels
+
+
+def _mark_best(axes: "Axes", epochs: np.ndarray, values: np.ndarray, series: tuple, known: Known) -> None:
+    """A ring at the best epoch, and its value in the panel's head."""
+    _, color, column = series
+    best = best_index(column, values.tolist(), known)
     if best is not None and len(epochs) > 1:
-        x, y = epochs[best], columns[column][best]
+        x, y = epochs[best], values[best]
         axes.axvline(x, color=color, linewidth=0.9, linestyle=(0, (1, 3)), zorder=1)
         axes.plot(
             x, y, "o", markersize=7.5, markerfacecolor="white", markeredgecolor=color, markeredgewidth=1.6
@@ -200,7 +209,6 @@ def _panel(axes: "Axes", epochs: np.ndarray, columns: Mapping[str, np.ndarray], 
             fontsize=9.5,
             fontweight="normal",
         )
-    return labels
 
 
 def _separate(labels: list, gap: float = 13.0) -> None:
