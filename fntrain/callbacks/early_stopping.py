@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from .. import tree
+from .. import sharding, tree
 from .._core.errors import ConfigError
 from ..run.context import LoopContext, Mode
 from ..step import programs
@@ -131,9 +131,5 @@ def _weights(ctx: LoopContext) -> dict[str, Any]:
 
 def like(values: dict[str, Any], reference: Any) -> Any:
     """Arrays by path, from the device or a checkpoint, as fresh arrays in a tree's structure and places."""
-    leaves = [
-        # Committed to a device only if what they replace is, or the compiled step would compile again.
-        jax.device_put(values[path], x.sharding if getattr(x, "committed", True) else None)
-        for path, x in tree.items(reference)
-    ]
-    return programs.copied(jax.tree.unflatten(jax.tree.structure(reference), leaves))
+    leaves = [sharding.put_like(values[path], x) for path, x in tree.items(reference)]
+    return jax.tree.unflatten(jax.tree.structure(reference), leaves)

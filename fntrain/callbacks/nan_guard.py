@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import tree
+from .. import sharding, tree
 from .._core import check
 from .._core.errors import ConfigError, NonFiniteError
 from ..run.context import LoopContext
@@ -83,8 +83,7 @@ class NaNGuard:
     def on_step_end(self, ctx: LoopContext) -> None:
         """Count, on the device."""
         if isinstance(self._counts, np.ndarray):  # at the beginning, and behind a resume
-            where = ctx.state.step.sharding if ctx.state.step.committed else None
-            self._counts = jax.device_put(self._counts, where)
+            self._counts = sharding.put_like(self._counts, ctx.state.step)
         self._counts = _count(self._counts, ctx.state)
 
     def on_log(self, ctx: LoopContext) -> None:

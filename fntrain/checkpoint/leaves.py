@@ -60,15 +60,11 @@ def copy_to_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for path, host in jax.device_get(device).items():
         # On accelerators device_get has copied; on the CPU it may be a view of a buffer that is then donated.
         shared = not isinstance(device[path], jax.Array) or (
-            _on_host(device[path]) and not host.flags.owndata
+            sharding.on_host(device[path]) and not host.flags.owndata
         )
         native = host.dtype.newbyteorder("=")
         out[path] = np.array(host, native, copy=True, order="C") if shared else host
     return out
-
-
-def _on_host(x: jax.Array) -> bool:
-    return x.sharding.memory_kind != "device" or any(d.platform == "cpu" for d in x.devices())
 
 
 def info_of(path: str, host: Any, leaf: Any, split: list | None = None) -> dict[str, Any]:
@@ -132,13 +128,4 @@ def placed(host: np.ndarray, key: Mapping[str, Any] | None, like: Any) -> Any:
         return host
     if not hasattr(like, "dtype"):
         return type(like)(host.item())
-    # Committed to a device only if `like` is, or the compiled step would compile again.
-    where = like.sharding if getattr(like, "committed", True) else None
-    if where is not None and not where.is_fully_addressable:
-        return _copied(sharding.put(with_key(host, key), where))
-    array = jax.device_put(with_key(host, key), where)
-    # On the CPU that is an alias of NumPy's memory, which could not be donated: the second put copies.
-    return jax.device_put(array, where, may_alias=False) if _on_host(array) else array
-
-
-_copied = jax.jit(lambda x: jnp.copy(x))
+    return sharding.put_like(with_key(host, key), like)

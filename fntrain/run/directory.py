@@ -143,7 +143,7 @@ class RunDirectory:
                 f"the metrics saved in {self.path} are {tree.some(list(saved))}, this task's are "
                 f"{tree.some(tree.paths(metrics))}"
             )
-        leaves = [sharding.put(saved[path], x.sharding) for path, x in tree.items(metrics)]
+        leaves = [sharding.put_like(saved[path], x) for path, x in tree.items(metrics)]
         metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
         return (
             state,

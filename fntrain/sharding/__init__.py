@@ -2,7 +2,9 @@
 
 from .mesh import data_axis as data_axis, mesh as mesh
 from .place import (
+    on_host as on_host,
     pad_batch as pad_batch,
+    put_like as put_like,
     put_rows as put_rows,
     replicate as replicate,
     shard_batch as shard_batch,

@@ -135,6 +135,29 @@ def place_stacked(pairs: list[tuple[Batch, Any]], mesh: Mesh | None) -> tuple[Ba
     return put_rows((batches, weights), mesh, row_axis=1)
 
 
+def put_like(x: Any, old: jax.Array) -> jax.Array:
+    """`x` where `old` is, in memory of its own, which can be donated.
+
+    Committed to a device only if `old` is: what is committed elsewhere, or at all, compiles a step anew.
+    """
+    where = old.sharding if getattr(old, "committed", True) else None
+    if where is not None and not where.is_fully_addressable:
+        return _copied(processes.put(x, where))
+    array = jax.device_put(x, where)
+    if isinstance(x, jax.Array):
+        return _copied(array)
+    # On the CPU that is an alias of NumPy's memory, which could not be donated: the second put copies.
+    return jax.device_put(array, where, may_alias=False) if on_host(array) else array
+
+
+_copied = jax.jit(jnp.copy)
+
+
+def on_host(x: jax.Array) -> bool:
+    """Whether its memory is the host's, so that NumPy may have the same."""
+    return x.sharding.memory_kind != "device" or any(d.platform == "cpu" for d in x.devices())
+
+
 def mesh_of(state: PyTree) -> Mesh | None:
     """The mesh a state lives on, or None if it is on one device."""
     for x in jax.tree.leaves(state):

@@ -13,6 +13,7 @@ from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import ArrayLike
+from ..sharding.place import put_like
 from .adapt import adapt
 from .decay import ScaleByLearningRateState
 from .types import Recording, Transform, nodes, opt_state_of, transform
@@ -256,7 +257,7 @@ def placed_like(value: ArrayLike, old: jax.Array) -> jax.Array:
     """A number as float32 where the old one was: moved elsewhere it would compile the step anew."""
     if not (check.is_concrete(value) and check.is_concrete(old)) or not isinstance(old, jax.Array):
         return jnp.asarray(value, jnp.float32)
-    return jax.device_put(np.float32(value), old.sharding if old.committed else None)
+    return put_like(np.float32(value), old)
 
 
 def _places(opt_state: Any) -> dict[str, tuple[HyperparamsState, str]]:

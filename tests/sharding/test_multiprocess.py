@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -205,11 +206,10 @@ def test_a_damaged_part_is_found(whole, tmp_path):
     document = json.loads(text)
     document.pop("sha256")
     document["arrays"]["state/params/up"]["parts"][2][1] ^= 1
-    from fntrain.checkpoint.checkpointer import sha256
     from fntrain.checkpoint.pack import canonical as _canonical
 
     try:
-        path.write_text(json.dumps({"sha256": sha256(_canonical(document).encode()).hexdigest(), **document}))
+        path.write_text(json.dumps({"sha256": hashlib.sha256(_canonical(document).encode()).hexdigest(), **document}))
         with pytest.raises(ft.CheckpointCorruptError, match="params/up"):
             checkpoints.restore(ft.init_state(worker.TASK, worker.init_params), step=8)
     finally:
