@@ -272,7 +272,7 @@ def one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[
             f"the state changes its type in a step, which would recompile it every time: {difference}. "
             f"`{task.tx!r}` does not return the state it was given the types of"
         )
-    return new_state, part.metrics._replace(recorded=reports.record(recorded, state.step))
+    return new_state, part.metrics._replace(recorded=reports.record(task, recorded, state.step))
 
 
 def _kept_model_state(old: PyTree, part: gradients.Partial, opt_state: PyTree) -> PyTree:

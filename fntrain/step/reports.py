@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .._core.typing import Accumulator
 from ..metrics import basic, exact
 from .batch_loss import BatchLossState, batch_loss
-from .task import Task
+from .task import Task, check_recorded
 
 
 class Latest(NamedTuple):
@@ -62,8 +62,12 @@ def empty_like(task: Task, metrics: StepMetrics) -> StepMetrics:
     )
 
 
-def record(values: dict[str, jax.Array], step: jax.Array) -> dict[str, Any]:
-    """Accumulators of one step's recorded values."""
+def record(task: Task, values: dict[str, jax.Array], step: jax.Array) -> dict[str, Any]:
+    """Accumulators of one step's recorded values.
+
+    Raises:
+      ConfigError: if one has the name of a metric.
+    """
     out: dict[str, Any] = {}
     for name, value in values.items():
         if name == "skipped":
@@ -72,6 +76,7 @@ def record(values: dict[str, jax.Array], step: jax.Array) -> dict[str, Any]:
         out[name] = Latest(step, value)
         if name == "grad_norm":
             out["grad_norm_max"] = value
+    check_recorded(task, out)
     return out
 
 

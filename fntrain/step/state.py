@@ -15,8 +15,8 @@ from .._core.check import is_concrete
 from .._core.errors import ConfigError, ConsumedStateError
 from .._core.typing import Params, PyTree
 from ..sharding import rules as sharding
-from ..transforms.types import Carrier
-from .task import Task, fold_in_name
+from ..transforms.types import Carrier, recorded
+from .task import Task, check_recorded, fold_in_name
 
 
 @jax.tree_util.register_dataclass
@@ -122,11 +122,13 @@ def _build(
         made, model_state = jax.tree.map(_as_array, (made, model_state))
     made = precision.cast(made, task.policy.params)  # type: ignore[union-attr]
     trained, _ = _check_trained(made)
+    opt_state = task.transform.init(trained)
+    check_recorded(task, recorded(opt_state))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         updates=jnp.zeros((), jnp.int32),
         params=made,
-        opt_state=task.transform.init(trained),
+        opt_state=opt_state,
         model_state=model_state,
         key=root,
     )

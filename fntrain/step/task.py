@@ -3,14 +3,14 @@
 import dataclasses
 import types
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .. import metrics as metrics_lib
+from .. import metrics as metrics_lib, tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.fingerprint import fingerprint
@@ -22,26 +22,11 @@ from ..transforms.adapt import adapt
 from ..transforms.types import Transform
 from .batch_loss import batch_loss
 
-RECORDED = (
-    "learning_rate",
-    "grad_norm",
-    "grad_norm_max",
-    "clip_factor",
-    "skipped",
-    "loss_scale",
-    "mini_step",
-    "plateau_scale",
-    "weight_decay",
-    "momentum",
-    "dampening",
-    "ema_decay",
-    "slow_step",
-    "rho",
-    "max_norm",
-    "max_value",
-)
+REPORTED = ("loss", "learning_rate", "grad_norm", "grad_norm_max", "clip_factor", "skipped", "loss_scale")
+"""Names that steps report by themselves, whatever the optimizer, so no metric may take them."""
 
-"""Names that the step reports by itself, so no metric may take them."""
+COLUMNS = ("epoch", "step")
+"""Names that a run's rows have already."""
 
 _AS_IT_IS = Policy()
 
@@ -124,9 +109,14 @@ class Task(Value):
             if not isinstance(name, str):
                 raise ConfigError(f"`metrics` must have strings as names, got {name!r}")
             check.name("metrics", name)  # it becomes a column, a tag, a file
-            if name == "loss" or name in RECORDED or name.startswith("loss/"):
+            if name in REPORTED or name.startswith("loss/"):
                 raise ConfigError(
                     f"`metrics`: the name {name!r} is one the step reports itself; choose another"
+                )
+            if name in COLUMNS or name.startswith("val_"):
+                raise ConfigError(
+                    f"`metrics`: the name {name!r} is a column of the history already ({', '.join(COLUMNS)}, "
+                    f"and `val_…` for the validation's); choose another"
                 )
             checked_metric(m, name)
         put = object.__setattr__
@@ -158,6 +148,20 @@ class Task(Value):
         names = ", ".join(self.metrics)
         loss = getattr(self.loss_fn, "__name__", repr(self.loss_fn))
         return f"Task({loss}, {show(self.tx)}, metrics=[{names}], microbatches={self.microbatches})"
+
+
+def check_recorded(task: Task, names: Iterable[str]) -> None:
+    """Refuse an optimizer that records something under the name of a metric, whose value it would take the place of.
+
+    Raises:
+      ConfigError: naming it.
+    """
+    both = [name for name in names if name in task.metrics]
+    if both:
+        raise ConfigError(
+            f"`metrics`: {tree.some(both)} is what the optimizer records as well: give the metric another name. "
+            f"The optimizer is {task.tx!r}"
+        )
 
 
 jax.tree_util.register_static(Task)  # so a task may also go through a jit of the user's own

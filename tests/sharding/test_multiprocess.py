@@ -209,7 +209,9 @@ def test_a_damaged_part_is_found(whole, tmp_path):
     from fntrain.checkpoint.pack import canonical as _canonical
 
     try:
-        path.write_text(json.dumps({"sha256": hashlib.sha256(_canonical(document).encode()).hexdigest(), **document}))
+        path.write_text(
+            json.dumps({"sha256": hashlib.sha256(_canonical(document).encode()).hexdigest(), **document})
+        )
         with pytest.raises(ft.CheckpointCorruptError, match="params/up"):
             checkpoints.restore(ft.init_state(worker.TASK, worker.init_params), step=8)
     finally:
