@@ -41,7 +41,7 @@ class Policy:
     output: str | None = None
     stochastic_rounding: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("params", "compute", "output"):
             value = getattr(self, field)
             if value is None:

@@ -99,7 +99,9 @@ def _check_state(state: PyTree, params: Params, dtype: str) -> None:
         _require(not alias, "no state aliases the parameters", f"`{path}`, {about}")
 
 
-def _check_update(tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict, dtype: str) -> None:
+def _check_update(
+    tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict[str, Any], dtype: str
+) -> None:
     about = f"{dtype} parameters"
 
     def update(grads, state, p):
@@ -129,7 +131,9 @@ def _check_update(tx: Transform, grads: PyTree, state: PyTree, p: Params, extra:
     tx.update(grads, state, p, **extra, an_argument_nobody_knows=1)
 
 
-def _check_apply(tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict, dtype: str) -> None:
+def _check_apply(
+    tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict[str, Any], dtype: str
+) -> None:
     """`apply` is `update` and an addition; what weighs nothing changes nothing."""
     tolerance = 1e-6 if dtype == "float32" else 2e-2
 
@@ -459,7 +463,7 @@ def assert_resumable(
             _require(not wrong, law, f"stopped at step {k} and resumed, it differs in {tree.some(wrong)}")
 
 
-def _outcome(result: Any) -> dict[str, tuple]:
+def _outcome(result: Any) -> dict[str, tuple[Any, ...]]:
     """The bits of a run by name: the leaves of its state, the columns of its history."""
     state = getattr(result, "state", result)
     leaves = {f"state/{path}": x for path, x in tree.items(state)}

@@ -8,6 +8,7 @@ user's is its code, its defaults and what it closes over; one of a library is it
 import dataclasses
 import functools
 import hashlib
+import inspect
 import re
 import types
 from collections.abc import Mapping
@@ -129,16 +130,22 @@ def _of_function(f: types.FunctionType, inside: Any) -> dict[str, Any]:
     return {k: v for k, v in parts.items() if v}
 
 
+_KINDS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
+
+
 def _digest(code: types.CodeType, doc: str | None = None) -> str:
     """Eight bytes of what the code does: instructions, names and constants; no lines, no file, no comment."""
     found = hashlib.sha256()
 
     def add(code: types.CodeType, doc: str | None) -> None:
-        counts = (code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags)
+        flags = code.co_flags & _KINDS  # not whether it was defined inside another function
+        counts = (code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, flags)
         found.update(repr((counts, code.co_code, code.co_names)).encode())
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
-                first = constant.co_consts[:1]
+                first = (
+                    constant.co_consts[:1] if constant.co_name.isidentifier() else ()
+                )  # no `<genexpr>` has one
                 add(constant, first[0] if first and isinstance(first[0], str) else None)
             elif isinstance(constant, frozenset):
                 found.update(repr(sorted(constant, key=repr)).encode())
@@ -157,11 +164,24 @@ def _of_object(x: Any, inside: Any) -> Any:
         return {"function": f"{getattr(x, '__module__', None) or 'numpy'}.{x.__name__}"}
     kind = f"{type(x).__module__.split('.')[0]}.{type(x).__qualname__}"
     if dataclasses.is_dataclass(x):
-        return {"type": kind, **{f.name: inside(getattr(x, f.name, None)) for f in dataclasses.fields(x)}}
+        fields = {f.name: inside(getattr(x, f.name, None)) for f in dataclasses.fields(x)}
+        return {"type": kind, **_of_methods(type(x)), **fields}
     state = getattr(x, "__dict__", None)
-    if state:
-        return {"type": kind, **{k: inside(v) for k, v in state.items()}}
+    does = _of_methods(type(x))
+    if state or does:
+        return {"type": kind, **does, **{k: inside(v) for k, v in (state or {}).items()}}
     return {"type": kind, "repr": re.sub(r" at 0x[0-9a-f]+", "", repr(x))}
+
+
+def _of_methods(kind: type[Any]) -> dict[str, Any]:
+    """What a call of an object runs: the code of its class's own functions; nothing where it cannot be called."""
+    call = next((vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)), None)
+    if not isinstance(call, types.FunctionType):
+        return {}
+    named = {name: f for name, f in vars(kind).items() if not name.startswith("__")} | {"call": call}
+    return {
+        "code": [_digest(f.__code__, f.__doc__) for f in named.values() if isinstance(f, types.FunctionType)]
+    }
 
 
 def differences(saved: Any, now: Any, path: str = "") -> list[str]:

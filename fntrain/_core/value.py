@@ -23,10 +23,10 @@ class Call:
 
     __slots__ = ("_key", "arguments", "factory", "signature")
 
-    def __init__(self, factory: Callable, signature: inspect.Signature, arguments: dict[str, Any]):
-        self.factory = factory
-        self.signature = signature
-        self.arguments = arguments  # kept alive, so identities inside the key stay unique
+    def __init__(self, factory: Callable[..., Any], signature: inspect.Signature, arguments: dict[str, Any]):
+        self.factory: Callable[..., Any] = factory
+        self.signature: inspect.Signature = signature
+        self.arguments: dict[str, Any] = arguments  # kept alive, so identities inside the key stay unique
         self._key = (factory, frozen(arguments))
 
     @property
@@ -57,13 +57,13 @@ class Call:
         inside = ", ".join(v if k.startswith("*") else f"{k}={v}" for k, v in self.shown().items())
         return f"{self.name}({inside})"
 
-    def remake(self) -> tuple[Callable, tuple]:
+    def remake(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """What pickle needs to make the call again."""
         bound = inspect.BoundArguments(self.signature, self.arguments)  # type: ignore[arg-type]
         return _call_again, (self.factory, bound.args, bound.kwargs)
 
 
-def _call_again(factory: Callable, args: tuple, kwargs: dict) -> Any:
+def _call_again(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return factory(*args, **kwargs)
 
 
@@ -73,7 +73,7 @@ class Value:
     call: Call | None = None
     _hash: int | None = None
 
-    def _parts(self) -> tuple:
+    def _parts(self) -> tuple[Any, ...]:
         """What stands in for the call of an object that was made without a factory."""
         raise NotImplementedError
 
@@ -111,7 +111,7 @@ class Value:
     def __copy__(self) -> Any:
         return self  # immutable
 
-    def __deepcopy__(self, memo: dict) -> Any:
+    def __deepcopy__(self, memo: dict[str, Any]) -> Any:
         return self
 
 

@@ -59,7 +59,9 @@ class EarlyStopping:
     ):
         stop_on_plateau(patience, min_delta)  # looked at before a run begins
         self._watched = Monitor(monitor, mode)
-        self.monitor, self.patience, self.min_delta = monitor, int(patience), float(min_delta)
+        self.monitor: str = monitor
+        self.patience: int = int(patience)
+        self.min_delta: float = float(min_delta)
         self.restore_best = restore_best
         self._reset()
 

@@ -17,7 +17,7 @@ class _FileLogger:
     writer_type: type[_Writer]
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path).expanduser()
+        self.path: Path = Path(path).expanduser()
         self.writer_type(self.path)  # a directory is refused here, not in the first epoch
         self._writer: Any = None
 

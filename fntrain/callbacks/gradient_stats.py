@@ -54,8 +54,8 @@ class GradientStats:
     wants_batch = True
 
     def __init__(self, every: int = 1, histograms: bool = False):
-        self.every = check.integer("every", every, at_least=1)
-        self.histograms = bool(histograms)
+        self.every: int = check.integer("every", every, at_least=1)
+        self.histograms: bool = bool(histograms)
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Measure, if that is due."""
@@ -73,7 +73,9 @@ class GradientStats:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _measured(task: Task, histograms: bool, state: Any, batch: PyTree, weight: Any) -> tuple[dict, dict]:
+def _measured(
+    task: Task, histograms: bool, state: Any, batch: PyTree, weight: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     _, grads = compute_gradients(task, state, batch, weight)
     after, _ = train_step(task, state, batch, weight)
     before = tree.split(state.params)[0]

@@ -43,7 +43,7 @@ class MetricLogger:
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start from the epochs that are done."""
-        self.history = History(ctx.history.rows())
+        self.history: History = History(ctx.history.rows())
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Record the epoch's row."""

@@ -70,11 +70,11 @@ class ModelCheckpoint:
         save_best_only: bool = False,
         every: int = 1,
     ):
-        self.path = Path(directory).expanduser()
-        self.monitor = "val_loss" if monitor is None else monitor
+        self.path: Path = Path(directory).expanduser()
+        self.monitor: str = "val_loss" if monitor is None else monitor
         self._watched = Monitor(self.monitor, mode)
         self.save_best_only = save_best_only
-        self.every = check.integer("every", every, at_least=1)
+        self.every: int = check.integer("every", every, at_least=1)
         self.best: float | None = None
         self._file = self.path.suffix == ".npz" and not self.path.is_dir()
         # `runs/lr-0.1` is a directory with a dot in its name; `best.h5` is somebody's file.

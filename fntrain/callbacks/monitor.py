@@ -3,6 +3,7 @@
 import numbers
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._core import check
@@ -79,6 +80,6 @@ class Monitor:
 
 def _is_number(x: object) -> bool:
     """Whether it is one real number: Python's, NumPy's, or an array of shape ()."""
-    if isinstance(x, jax.Array | np.ndarray) and x.shape == () and x.dtype.kind in "fiu":
-        return True
+    if isinstance(x, jax.Array | np.ndarray) and x.shape == ():
+        return jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
     return isinstance(x, numbers.Real) and not isinstance(x, bool | np.bool_)

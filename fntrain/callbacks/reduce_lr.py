@@ -69,7 +69,9 @@ class ReduceLROnPlateau:
             plateau, factor, patience, rtol=0.0, atol=min_delta, cooldown=cooldown
         )
         self._checks: PlateauState = self._rule_for().init()  # looked at before a run begins
-        self.monitor, self.factor, self.min_lr = monitor, float(factor), float(min_lr)
+        self.monitor: str = monitor
+        self.factor: float = float(factor)
+        self.min_lr: float = float(min_lr)
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start anew."""

@@ -38,7 +38,7 @@ class TensorBoardLogger:
                 "event files are written by tensorboardX, which is not installed: "
                 '`pip install "fntrain[tensorboard]"`'
             ) from error
-        self.directory = Path(directory).expanduser()
+        self.directory: Path = Path(directory).expanduser()
         if self.directory.exists() and not self.directory.is_dir():
             raise ConfigError(f"`directory` must be a directory, and {self.directory} is a file")
         self._writer: Any = None

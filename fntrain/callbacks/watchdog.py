@@ -42,7 +42,7 @@ class Watchdog:
 
     def __init__(self, seconds: float):
         check.number("seconds", seconds, above=0)
-        self.seconds = float(seconds)
+        self.seconds: float = float(seconds)
         self._heard = 0.0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None

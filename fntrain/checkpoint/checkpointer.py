@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -76,12 +77,12 @@ class Checkpointer:
     def __init__(self, directory: str | os.PathLike[str], keep: Keep | None = None):
         if not isinstance(keep, Keep | None):
             raise ConfigError(f"`keep` must be a Keep(latest=3, best=(name, mode), every=None), got {keep!r}")
-        self.directory = check.path("directory", directory)
-        self.keep = Keep() if keep is None else keep
+        self.directory: Path = check.path("directory", directory)
+        self.keep: Keep = Keep() if keep is None else keep
         self._shelf = Shelf(self.directory)
         self._verified: set[str] = set()
         self._pool: ThreadPoolExecutor | None = None
-        self._pending: Future | None = None
+        self._pending: Future[Any] | None = None
         self._clean = False
         if self.directory.exists() and not self.directory.is_dir():
             raise CheckpointError(
@@ -310,7 +311,9 @@ class Checkpointer:
             self._let_go(step)
         sharding.meet()  # what is deleted is gone before anybody looks
 
-    def _write(self, step: int, host: dict[str, np.ndarray], arrays: Mapping[str, Any], body: dict) -> None:
+    def _write(
+        self, step: int, host: dict[str, np.ndarray], arrays: Mapping[str, Any], body: dict[str, Any]
+    ) -> None:
         """In the background: commit one step, then delete what `keep` lets go."""
         body["arrays"] = {path: info_of(path, x, arrays[path]) for path, x in host.items()}
         self._commit(step, host, body)
@@ -347,7 +350,7 @@ class Checkpointer:
 
     def _load(
         self, step: Any, part: str = "", alone: bool = False
-    ) -> tuple[int, dict, dict[str, np.ndarray]]:
+    ) -> tuple[int, dict[str, Any], dict[str, np.ndarray]]:
         """(step, document, arrays) of a verified step; `alone`: the part need be all that is verified."""
         self.wait()
         if isinstance(step, str):

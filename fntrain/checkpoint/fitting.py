@@ -40,8 +40,8 @@ def fitted(
 
 
 def _differences(
-    saved: Mapping[str, tuple], wanted: Mapping[str, tuple], partial: bool, cast: bool
-) -> list[tuple]:
+    saved: Mapping[str, tuple[Any, ...]], wanted: Mapping[str, tuple[Any, ...]], partial: bool, cast: bool
+) -> list[tuple[Any, ...]]:
     """Rows (path, saved, wanted, problem) for each leaf that does not fit."""
     rows = []
     for path in dict.fromkeys([*wanted, *saved]):
@@ -59,11 +59,11 @@ def _differences(
     return rows
 
 
-def _show(kind: tuple | None) -> str:
+def _show(kind: tuple[Any, ...] | None) -> str:
     return "-" if kind is None else f"{kind[0]}{list(kind[1])}"
 
 
-def _table(rows: list[tuple], most: int = 40) -> str:
+def _table(rows: list[tuple[Any, ...]], most: int = 40) -> str:
     shown = [("path", "saved", "wanted", "problem"), *((_short(row[0]), *row[1:]) for row in rows[:most])]
     widths = [max(len(row[i]) for row in shown) for i in range(3)]
     lines = ["  " + "  ".join([*map(str.ljust, row, widths), row[3]]) for row in shown]

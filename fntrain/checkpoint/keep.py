@@ -34,7 +34,7 @@ class Keep:
     best: tuple[str, Literal["min", "max"]] | None = ("val_loss", "min")
     every: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check.integer("latest", self.latest, at_least=1)
         if self.every is not None:
             check.integer("every", self.every, at_least=1)

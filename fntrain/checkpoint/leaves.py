@@ -67,7 +67,7 @@ def copy_to_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return out
 
 
-def info_of(path: str, host: Any, leaf: Any, split: list | None = None) -> dict[str, Any]:
+def info_of(path: str, host: Any, leaf: Any, split: list[Any] | None = None) -> dict[str, Any]:
     """What is said of an array: its digest, or, of one that was split over processes, those of its parts."""
     digest = {"crc32": crc_of(path, host)} if split is None else {"parts": split}
     info = {"dtype": host.dtype.name, "shape": list(host.shape), **digest}

@@ -27,7 +27,7 @@ class ArrayLoader:
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
-        self.rows = tree.leading_axis(data, name="data")
+        self.rows: int = tree.leading_axis(data, name="data")
         self.position = Position(0, 0)
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -83,7 +83,9 @@ class ArrayLoader:
         epoch, start = self.position
         for index in range(start, len(self)):
             # The position moves before the batch is handed out: it names what comes next.
-            self.position = Position(epoch, index + 1) if index + 1 < len(self) else Position(epoch + 1, 0)
+            self.position: Position = (
+                Position(epoch, index + 1) if index + 1 < len(self) else Position(epoch + 1, 0)
+            )
             yield self.batch(epoch, index)
 
 
@@ -142,8 +144,8 @@ class Arrays:
 
     def __init__(self, loader: ArrayLoader):
         self.loader = loader
-        self.has_tail = loader.has_tail
-        self.length = len(loader)
+        self.has_tail: bool = loader.has_tail
+        self.length: int = len(loader)
 
     def peek(self) -> tuple[Batch, np.ndarray]:
         """The first batch."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from .. import sharding
 from .._core.errors import DataError
@@ -57,11 +58,11 @@ class Feed:
         self.task = task
         self.source = source
         self.name = name
-        self.mesh = mesh_of(state)
+        self.mesh: Mesh | None = mesh_of(state)
         first, weight = source.peek()
-        self.rows = len(weight)  # of a batch
+        self.rows: int = len(weight)  # of a batch
         # Whole batches of arrays, on one device: nothing is ever padded, unless at an epoch's end.
-        self.whole = isinstance(source, Arrays) and self.mesh is None
+        self.whole: bool = isinstance(source, Arrays) and self.mesh is None
         self._ones = functools.cache(_ones)
         self.weighed = source.has_tail or not self.whole
         self.form = self._shapes(first, weight)
@@ -71,7 +72,7 @@ class Feed:
             if source.has_tail:
                 raise self._scalar_tail() from None
             self.weighed = False
-            self.form = self._shapes(first, weight)
+            self.form: tuple[Any, Any] = self._shapes(first, weight)
             empty = programs.empty_metrics(task, state, *self.form, train=train)
         # Where a step will return them: accumulators that moved after the first step would compile it twice.
         self.empty: Packed = empty if self.mesh is None else sharding.replicate(empty, self.mesh)

@@ -125,7 +125,9 @@ class _Shared:
             self.changed.notify_all()
 
 
-def _fill(shared: _Shared, iterator: Iterator[Any], put: Callable[[Any], Any], settings: tuple) -> None:
+def _fill(
+    shared: _Shared, iterator: Iterator[Any], put: Callable[[Any], Any], settings: tuple[Any, ...]
+) -> None:
     error: BaseException | None = None
     try:
         with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,11 +24,11 @@ class Stream:
 
     has_tail = False  # not known beforehand: a short batch shows itself when it comes
 
-    def __init__(self, data: Iterable | Callable[[int], Iterable], name: str = "data"):
+    def __init__(self, data: Iterable[Any] | Callable[[int], Iterable[Any]], name: str = "data"):
         self.source = data
         self.name = name
         self.once = iter(data) if not callable(data) and iter(data) is data else None  # type: ignore[arg-type]
-        self.first: tuple[int, list] | None = None
+        self.first: tuple[int, list[Any]] | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, np.ndarray]]:
         """The batches of an epoch from number `start` on; those before it are read and dropped."""
@@ -81,7 +82,7 @@ class Stream:
         return padded(check_range(batch, f"`{self.name}`: {where}"), rows, size)
 
 
-def _form(entry: tuple | None) -> str:
+def _form(entry: tuple[Any, ...] | None) -> str:
     return (
         "no such leaf"
         if entry is None

@@ -45,7 +45,7 @@ class Loss:
     outputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     model_state: PyTree = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         values = _array("values", self.values)
         if not jnp.issubdtype(values.dtype, jnp.floating):
             raise ConfigError(f"`values` must be floating-point, got {values.dtype.name}{list(values.shape)}")
@@ -107,7 +107,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 _FIELDS = tuple(field.name for field in dataclasses.fields(Loss))
 
 
-def _flatten(loss: Loss) -> tuple[list, None]:
+def _flatten(loss: Loss) -> tuple[list[Any], None]:
     return [(jax.tree_util.GetAttrKey(name), getattr(loss, name)) for name in _FIELDS], None
 
 

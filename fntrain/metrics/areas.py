@@ -26,8 +26,8 @@ class Bounded(NamedTuple):
 
 
 def averaged(
-    of_bins: Callable,
-    of_kept: Callable,
+    of_bins: Callable[..., Any],
+    of_kept: Callable[..., Any],
     num_classes: int | None,
     average: str | None,
     weighted: bool,

@@ -50,10 +50,10 @@ class Metric(Value):
         self.update = update
         self.merge = merge
         self.compute = compute
-        self.base = self if base is None else base
+        self.base: Metric = self if base is None else base
         self.better: Better = better
 
-    def _parts(self) -> tuple:
+    def _parts(self) -> tuple[Any, ...]:
         return (self.empty, self.update, self.merge, self.compute)
 
 
@@ -93,7 +93,7 @@ def metric(function: Any = None, /, *, better: Better = None) -> Any:
     return factory(Metric)(function)
 
 
-def reading(base: Metric, compute: Callable[[Accumulator], Any]) -> tuple:
+def reading(base: Metric, compute: Callable[[Accumulator], Any]) -> tuple[Any, ...]:
     """The parts of a metric that accumulates what `base` does and reads it in another way.
 
     Metrics with equal bases share one accumulator when they are collected.

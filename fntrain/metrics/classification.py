@@ -197,7 +197,7 @@ def _class_score(
     logits: str,
     labels: str,
     weighted: bool,
-) -> tuple:
+) -> tuple[Any, ...]:
     """A reading that averages a ratio of counts over the classes."""
     check.one_of("average", average, ("macro", "micro", "weighted", None))
     kind = exact.tally(weighted)

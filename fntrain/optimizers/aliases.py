@@ -46,7 +46,7 @@ def optimizer(function: Callable[P, Any]) -> Callable[P, Transform]:
 
 
 def canonical(
-    optimizer: str, signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]
+    optimizer: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Rename keyword arguments to their canonical spelling.
 

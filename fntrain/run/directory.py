@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -53,12 +54,13 @@ class RunDirectory:
         task: dict[str, Any] | None = None,
     ):
         check.one_of("resume", resume, (False, True, "must"))
-        self.path = check.path("run_dir", directory)
+        self.path: Path = check.path("run_dir", directory)
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"`run_dir` must be a directory, and {self.path} is a file")
         if resume == "must" and not self.path.exists():
             raise self._nothing()
-        self.identity, self._task = identity, task or {}
+        self.identity: dict[str, Any] = identity
+        self._task = task or {}
         self.extra: dict[str, Any] | None = None
         self._retried = False
         try:
@@ -78,7 +80,7 @@ class RunDirectory:
             self._lock.release()
 
     def _open(self, config: dict[str, Any], resume: bool | Literal["must"]) -> None:
-        self.checkpointer = Checkpointer(self.path / "checkpoints", Keep())
+        self.checkpointer: Checkpointer = Checkpointer(self.path / "checkpoints", Keep())
         rows, document = self.path / "metrics.jsonl", self._existing_config()
         if not resume and (rows.exists() or (self.path / "config.json").exists()):
             raise ConfigError(
@@ -96,10 +98,12 @@ class RunDirectory:
         sharding.meet()  # of several processes all have looked before the first one writes
         # What others have added there (a program's own options) stays.
         task = {"task": self._task} if self._task else {}
-        self.config = {**document, **config, **task, "identity": self.identity}
+        self.config: dict[str, Any] = {**document, **config, **task, "identity": self.identity}
         self.note()
         done = len(self.extra["history"]) if self.extra else 0
-        self.writers = [JSONLWriter(rows), CSVWriter(self.path / "metrics.csv")] if self._lock else []
+        self.writers: list[Any] = (
+            [JSONLWriter(rows), CSVWriter(self.path / "metrics.csv")] if self._lock else []
+        )
         for writer in self.writers:
             # A run that was killed may have written rows that its last checkpoint knows nothing of.
             writer.truncate(after_epoch=done)

@@ -81,14 +81,14 @@ class CallbackList:
                 )
 
         # Whether any of them has to be called for every step, and not once for all that one dispatch takes.
-        self.needs_every_step = any(
+        self.needs_every_step: bool = any(
             getattr(callback, "needs_every_step", "on_step_end" in _events(callback))
             for callback in self.callbacks
         )
         # Whether any of them may go back to a saved state.
-        self.rolls_back = any(getattr(callback, "rolls_back", False) for callback in self.callbacks)
+        self.rolls_back: bool = any(getattr(callback, "rolls_back", False) for callback in self.callbacks)
         # Whether any of them reads `ctx.last_batch`, which costs the memory of one batch.
-        self.wants_batch = any(getattr(callback, "wants_batch", False) for callback in self.callbacks)
+        self.wants_batch: bool = any(getattr(callback, "wants_batch", False) for callback in self.callbacks)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.callbacks)
@@ -206,7 +206,7 @@ def _listener(callback: Any, event: str) -> Callable[[LoopContext], Any]:
 
 
 def _with_epoch(
-    callback: Any, method: Callable, signature: inspect.Signature
+    callback: Any, method: Callable[..., Any], signature: inspect.Signature
 ) -> Callable[[LoopContext], None]:
     takes_logs = len(signature.parameters) > 1
 

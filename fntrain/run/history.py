@@ -10,7 +10,7 @@ from .._core.ranking import Direction
 from ..metrics import Metric
 
 
-class History(Mapping):
+class History(Mapping[Any, Any]):
     """A mapping from column to list, one entry an epoch; epochs are counted from 1.
 
     Columns: `epoch`, `step`, `loss`, the task's metrics, `val_…` of each, what the transforms recorded. A value

@@ -49,7 +49,7 @@ class RunLock:
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self.path = Path(directory, NAME)
+        self.path: Path = Path(directory, NAME)
         self._file: int | None = None
         try:
             # A link in its place would have us write to whatever it points at.

@@ -54,7 +54,7 @@ class Loop:
     deadline: float | None = None
     logs: bool = False  # whether anybody listens to on_log
     # What a resumed run has to start from while an epoch's last events are not over, as it calls them again.
-    resume_point: tuple[TrainState, list] | None = None
+    resume_point: tuple[TrainState, list[Any]] | None = None
 
     def run_all(self) -> bool:
         """Epoch after epoch, until the total, a callback, the time or a signal ends it; whether it was interrupted."""

@@ -38,7 +38,7 @@ class Options:
     verbose: bool
     listeners: CallbackList = dataclasses.field(init=False)  # the callbacks, each looked at
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise ConfigError(
                 f"give `epochs` or `steps`, not both (got epochs={self.epochs}, steps={self.steps})"

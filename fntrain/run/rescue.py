@@ -52,14 +52,17 @@ class Rescue:
         position: Position,
         reach: int,
     ):
-        self.task, self.training, self.run = task, training, run
+        self.task: Task = task
+        self.training: Feed = training
+        self.run: RunDirectory | None = run
         source = training.source
         again = isinstance(source, data_lib.Arrays) or (
             isinstance(source, data_lib.Stream)
             and (callable(source.source) or isinstance(source.source, list | tuple))
         )
-        self._start, self._position, self.reach = start, position, reach
-        self.can_rebuild = run is not None and reach > 0 and again and jax.process_count() == 1
+        self._start, self._position = start, position
+        self.reach: int = reach
+        self.can_rebuild: bool = run is not None and reach > 0 and again and jax.process_count() == 1
         self.skipped = 0.0
         self.armed = True
         self.found: BadStep | None = None
@@ -75,7 +78,7 @@ class Rescue:
         """Look at a row of logs, and keep the first bad step that it shows as a capsule."""
         skipped = row.get("skipped", 0.0)
         bad = not math.isfinite(row.get("loss", 0.0)) or skipped > self.skipped
-        self.skipped = skipped
+        self.skipped: Any = skipped
         # An overflow is how a loss scale finds its size: nothing to keep, unless a callback says so.
         if bad and self.armed and loss_scale(state.opt_state) is None:
             self.keep(state, last)
@@ -92,7 +95,7 @@ class Rescue:
             known is None and is_guarded(state)
         ):  # what was skipped was a spike of finite numbers
             return
-        self.armed = False  # once a run: the first is the one to look into
+        self.armed: bool = False  # once a run: the first is the one to look into
         self.found, more = known, ""
         if self.can_rebuild:
             more = f"; it could not be made again for a capsule within `rebuild={self.reach}` steps of what is saved"

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ class _Writer:
     """What both writers share: a file that is appended to, row by row, each flushed."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path).expanduser()
+        self.path: Path = Path(path).expanduser()
         if self.path.is_dir():
             raise ConfigError(f"`path` must be a file, and {self.path} is a directory")
         self._file: TextIO | None = None
@@ -73,7 +73,7 @@ class _Writer:
             self._file.close()
             self._file = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: Any) -> None:

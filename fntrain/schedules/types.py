@@ -36,9 +36,9 @@ class Schedule(Value):
     ):
         self.function = function
         self.steps = steps
-        self.boundaries = tuple(boundaries)
+        self.boundaries: tuple[int, ...] = tuple(boundaries)
 
-    def _parts(self) -> tuple:
+    def _parts(self) -> tuple[Any, ...]:
         return (self.function, self.steps, self.boundaries)
 
     def __call__(self, step: ArrayLike | Sequence[int]) -> jax.Array:

@@ -17,20 +17,20 @@ from .._core.errors import ConfigError
 from .._core.typing import PyTree
 
 
-def axes(tree: PyTree) -> frozenset:
+def axes(tree: PyTree) -> frozenset[Any]:
     """The mapped axes that any leaf (array or shape) varies over."""
-    found: frozenset = frozenset()
+    found: frozenset[Any] = frozenset()
     for x in jax.tree.leaves(tree):
         found |= _varying(x)
     return found
 
 
-def _varying(x: Any) -> frozenset:
+def _varying(x: Any) -> frozenset[Any]:
     """What an array, or the shape of one, varies over."""
     return _of_aval(x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x))
 
 
-def _reader() -> Callable[[Any], frozenset]:
+def _reader() -> Callable[[Any], frozenset[Any]]:
     """How this JAX says over which mapped axes an abstract value varies.
 
     Asked once, at import: a name that were gone, and read with a default, would be another gradient in silence.
@@ -49,7 +49,7 @@ def _reader() -> Callable[[Any], frozenset]:
 _of_aval = _reader()
 
 
-def vary(tree: PyTree, over: frozenset) -> PyTree:
+def vary(tree: PyTree, over: frozenset[Any]) -> PyTree:
     """The same values, as ones that vary over these axes too."""
 
     def one(x: Any) -> Any:
@@ -85,7 +85,7 @@ def is_mapped(names: tuple[str, ...]) -> bool:
     return True
 
 
-def mesh_context(names: Any, x: jax.Array) -> AbstractContextManager:
+def mesh_context(names: Any, x: jax.Array) -> AbstractContextManager[Any]:
     """The mesh that an array is on, put in context for the axes of it that a task names; nothing while tracing."""
     if names is None or not is_concrete(x) or not isinstance(x.sharding, NamedSharding):
         return _NOTHING

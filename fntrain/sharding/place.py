@@ -173,7 +173,7 @@ class Layout:
     __slots__ = ("_hash", "shardings")
 
     def __init__(self, shardings: tuple[NamedSharding, ...]):
-        self.shardings = shardings
+        self.shardings: tuple[NamedSharding, ...] = shardings
         self._hash = hash(shardings)  # asked for at every step
 
     def __eq__(self, other: object) -> bool:

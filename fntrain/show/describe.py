@@ -167,7 +167,11 @@ def _acts_on(stage: Stage) -> set[str]:
     return set(paths)
 
 
-KINDS = {True: "decoupled", False: "L2", None: "decoupled or L2: what stands before it does not say"}
+KINDS: dict[bool | None, str] = {
+    True: "decoupled",
+    False: "L2",
+    None: "decoupled or L2: what stands before it does not say",
+}
 """What weight decay is, by whether what it is added to is another direction than the gradient."""
 
 

@@ -91,7 +91,7 @@ class ProgressBar:
         self._epoch_since: _Mark | None = None  # and that of the epoch
         self._first_epoch_end: _Mark | None = None
         self._running: dict[str, Any] = {}  # what was logged last
-        self._columns: dict[str, list] = {}  # of the epochs seen by this process
+        self._columns: dict[str, list[Any]] = {}  # of the epochs seen by this process
         self._epochs: list[int] = []
         self._header = ""
         self._speeds: list[float | None] = []  # of the epochs
@@ -236,7 +236,7 @@ class ProgressBar:
         row.append("  " + (number_text(rate) if rate else "").rjust(8), style="dim")
         self._console.print(row)
 
-    def _style(self, name: str, values: list) -> str:
+    def _style(self, name: str, values: list[Any]) -> str:
         """Green for the best validation so far, red for a value that is not finite."""
         if _is_bad(values[-1]):
             return "red"

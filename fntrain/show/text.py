@@ -16,7 +16,7 @@ _LOWER = {"loss", "error", "mse", "rmse", "mae", "huber", "nll", "entropy", "per
 _HIGHER = {"accuracy", "precision", "recall", "f1", "auc", "r2", "iou", "score"}
 
 
-def better(name: str) -> Callable | None:
+def better(name: str) -> Callable[..., Any] | None:
     """Say which is better for a column of that name, `min` or `max`; None where the name doesn't tell.
 
     Examples:
@@ -29,7 +29,7 @@ def better(name: str) -> Callable | None:
     return min if words & _LOWER else max if words & _HIGHER else None
 
 
-def reading_order(name: str) -> tuple:
+def reading_order(name: str) -> tuple[Any, ...]:
     """Sort columns as they are read: the loss, the scores, then those of the validation, rates and norms last.
 
     Examples:
@@ -45,7 +45,7 @@ def reading_order(name: str) -> tuple:
     )
 
 
-def best_index(name: str, values: list, known: "Known" = None) -> int | None:
+def best_index(name: str, values: list[Any], known: "Known" = None) -> int | None:
     """Find the best finite value of a column (the first of equals); None if there is none.
 
     Which is better `known` says, a function of the column's name; of what it does not know (a file's, say), the name.

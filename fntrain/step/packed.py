@@ -26,12 +26,12 @@ class Form:
     __slots__ = ("layout", "structure")
 
     def __init__(self, structure: Any, layout: tuple[tuple[str, tuple[int, ...], int | None], ...]):
-        self.structure = structure  # of the tree
-        self.layout = (
+        self.structure: Any = structure  # of the tree
+        self.layout: tuple[tuple[str, tuple[int, ...], int | None], ...] = (
             layout  # dtype, shape, and first word of every leaf; None for one that is not in the words
         )
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _form, (self.structure, self.layout)
 
 

@@ -4,6 +4,7 @@ Each takes the task as a static argument and donates the state, and is unchecked
 their arguments first, and the loop at its own once a run.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -146,10 +147,10 @@ def copied(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
-opened = jax.jit(unpacked)
+opened: Callable[..., Any] = jax.jit(unpacked)
 """A step's metrics by name, for who stores them."""
 
-closed = jax.jit(packed)
+closed: Callable[..., Any] = jax.jit(packed)
 """The metrics that `opened` gave, as steps take them."""
 
 
@@ -158,7 +159,7 @@ def step_key(state: TrainState) -> jax.Array:
     return jax.random.fold_in(state.key, state.step)
 
 
-def _donated(state: TrainState) -> tuple:
+def _donated(state: TrainState) -> tuple[Any, ...]:
     # All but `step`, four bytes that stay readable, so that a spent state can say which step consumed it, and the
     # key, which the next state has too. Results come in this order too, the step after them: JAX pairs donated
     # buffers with results in order, and a result in front would shift every counter into its neighbour's memory.

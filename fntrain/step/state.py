@@ -112,7 +112,7 @@ def init_state(
 
 
 def _build(
-    task: Task, function: Callable | None, root: jax.Array, given: Any, model_state: Any
+    task: Task, function: Callable[..., Any] | None, root: jax.Array, given: Any, model_state: Any
 ) -> TrainState:
     made = given
     if function is not None:

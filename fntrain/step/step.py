@@ -1,4 +1,4 @@
-"""The verbs: train_step, train_steps, eval_step, compute_gradients, flush. Steps are compiled here and nowhere else.
+"""The verbs: train_step, train_steps, eval_step, compute_gradients, flush.
 
 Each verb is a pure function of `(task, state, batch)` with the task static and the state donated, so it can be
 called as it is, or nested in a `jit`, `vmap`, `scan` or `shard_map` of the user's own.

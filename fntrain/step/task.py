@@ -97,7 +97,7 @@ class Task(Value):
     axis_name: str | tuple[str, ...] | None = None
     collected: metrics_lib.Metric = dataclasses.field(init=False)  # the user's metrics, as one reducer
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check.function("loss_fn", self.loss_fn, "(params, batch, ctx) -> Array | Loss")
         if not isinstance(self.metrics, Mapping):
             raise ConfigError(
@@ -132,7 +132,7 @@ class Task(Value):
         """`tx` as what it is here, whatever it was at the door."""
         return self.tx  # type: ignore[return-value]
 
-    def _parts(self) -> tuple:
+    def _parts(self) -> tuple[Any, ...]:
         return (self.loss_fn, self.tx, self.metrics, self.microbatches, self.policy, self.axis_name)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Task(Value):
         names = ("loss_fn", "tx", "metrics", "microbatches", "policy", "axis_name")
         return {name: fingerprint(part) for name, part in zip(names, self._parts())}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         loss_fn, tx, metrics, *keywords = self._parts()
         return _make_task, (loss_fn, tx, dict(metrics), *keywords)
 

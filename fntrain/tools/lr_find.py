@@ -51,7 +51,7 @@ class LRFinding:
     losses: np.ndarray
     suggestion: float | None
 
-    def plot(self, path: str | PathLike | None = None) -> "Figure":
+    def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
         """Draw the losses over the rates, with the suggestion marked.
 
         Args:

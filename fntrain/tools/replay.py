@@ -197,8 +197,8 @@ class _Walk:
     forward: frozenset[int] | None = None  # the equations of the outermost jaxpr that serve the loss
 
     def run(
-        self, jaxpr: Any, consts: Any, args: list, trails: list[tuple[Birth, ...]]
-    ) -> tuple[list, list[tuple[Birth, ...]]]:
+        self, jaxpr: Any, consts: Any, args: list[Any], trails: list[tuple[Birth, ...]]
+    ) -> tuple[list[Any], list[tuple[Birth, ...]]]:
         values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args]))
         known: dict[Any, tuple[Birth, ...]] = dict(zip(jaxpr.invars, trails))
 
@@ -216,7 +216,9 @@ class _Walk:
                 known[var] = births
         return [value(x) for x in jaxpr.outvars], [trail(x) for x in jaxpr.outvars]
 
-    def equation(self, eqn: Any, ins: list, trails: list) -> tuple[list, list[tuple[Birth, ...]]]:
+    def equation(
+        self, eqn: Any, ins: list[Any], trails: list[Any]
+    ) -> tuple[list[Any], list[tuple[Birth, ...]]]:
         line = _line(eqn.source_info) or self.line
         backward = self.backward or "transpose" in str(eqn.source_info.name_stack)
         if self.forward is not None:
@@ -236,7 +238,7 @@ class _Walk:
             return (inner.scan if name == "scan" else inner.loop)(p, ins, trails)
         return outs, [inner.judged(eqn, ins, trails, out) for out in outs]
 
-    def judged(self, eqn: Any, ins: list, trails: list, out: Any) -> tuple[Birth, ...]:
+    def judged(self, eqn: Any, ins: list[Any], trails: list[Any], out: Any) -> tuple[Birth, ...]:
         """Where a result's bad numbers come from: what its operands brought, or this operation."""
         what, count = _badness(out)
         if not what:
@@ -252,13 +254,13 @@ class _Walk:
         birth = Birth(what, eqn.primitive.name, self.line, count, np.shape(out), self.backward, operands)
         return (*brought[:1], birth)
 
-    def scan(self, p: dict, ins: list, trails: list) -> tuple[list, list]:
+    def scan(self, p: dict[str, Any], ins: list[Any], trails: list[Any]) -> tuple[list[Any], list[Any]]:
         consts, carry = p["num_consts"], p["num_carry"]
         jaxpr, length = p["jaxpr"], p["length"]
         fixed, state, xs = ins[:consts], ins[consts : consts + carry], ins[consts + carry :]
         known, of_state, of_xs = trails[:consts], trails[consts : consts + carry], trails[consts + carry :]
         order = reversed(range(length)) if p["reverse"] else range(length)
-        rows: dict[int, list] = {}
+        rows: dict[int, list[Any]] = {}
         of_rows: list[tuple[Birth, ...]] = []
         for i in order:
             row = [x[i] for x in xs]
@@ -272,7 +274,7 @@ class _Walk:
         stacked = [jax.numpy.stack([rows[i][k] for i in range(length)]) for k in range(len(of_rows))]
         return [*state, *stacked], [*of_state, *of_rows]
 
-    def loop(self, p: dict, ins: list, trails: list) -> tuple[list, list]:
+    def loop(self, p: dict[str, Any], ins: list[Any], trails: list[Any]) -> tuple[list[Any], list[Any]]:
         m, n = p["cond_nconsts"], p["body_nconsts"]
         test, body = p["cond_jaxpr"], p["body_jaxpr"]
         state, of_state = ins[m + n :], trails[m + n :]
@@ -283,7 +285,7 @@ class _Walk:
         return list(state), list(of_state)
 
 
-def _bind(eqn: Any, ins: list) -> list:
+def _bind(eqn: Any, ins: list[Any]) -> list[Any]:
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]

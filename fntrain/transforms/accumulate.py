@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class _MultiSteps(NamedTuple):
 class MultiStepsState(Window, _MultiSteps):
     """State of MultiSteps: optax's fields, then ours."""
 
-    records = ("mini_step",)
+    records: ClassVar[tuple[str, ...]] = ("mini_step",)
 
     def is_open(self) -> jax.Array:
         """Whether the window holds anything that a flush would apply."""
@@ -84,7 +84,7 @@ class MultiSteps(Transform):
         use_grad_mean: bool = True,
         should_skip_update_fn: Callable[..., tuple[jax.Array, Any]] | None = None,
         accumulator_dtype: Any = jnp.float32,
-    ):
+    ) -> Self:
         """Make one; see the class for the arguments."""
         opt = adapt(opt, "opt")
         if opt.evaluates:

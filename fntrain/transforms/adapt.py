@@ -12,7 +12,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Adapted(Transform):
     source: optax.GradientTransformation
     in_float32: bool
 
-    def __new__(cls, source: optax.GradientTransformation, in_float32: bool = False):
+    def __new__(cls, source: optax.GradientTransformation, in_float32: bool = False) -> Self:
         """Make one."""
         door = _Door(source, in_float32)
         evaluates = any(_uses(f, name) for f in _functions(source) for name in _FUNCTIONS)
@@ -80,7 +80,7 @@ class Adapted(Transform):
         self.source, self.in_float32 = source, in_float32
         return self
 
-    def _parts(self) -> tuple:
+    def _parts(self) -> tuple[Any, ...]:
         return (self.source, self.in_float32)
 
     @property

@@ -1,6 +1,6 @@
 """Clipping: by the global norm, by the norm of each leaf, by value; and the norm alone."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class _ClipByNorm(NamedTuple):
 class ClipByNormState(Recording, _ClipByNorm):
     """What the last clip saw and did."""
 
-    records = ("grad_norm", "clip_factor")
+    records: ClassVar[tuple[str, ...]] = ("grad_norm", "clip_factor")
 
 
 @transform
@@ -197,7 +197,7 @@ class _RecordNorms(NamedTuple):
 class RecordNormsState(Recording, _RecordNorms):
     """The norm of what last went through."""
 
-    records = ("grad_norm",)
+    records: ClassVar[tuple[str, ...]] = ("grad_norm",)
 
 
 @transform

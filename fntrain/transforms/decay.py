@@ -1,6 +1,6 @@
 """Weight decay and the learning rate: the two transforms that multiply by a number."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class _ScaleByLearningRate(NamedTuple):
 class ScaleByLearningRateState(Recording, _ScaleByLearningRate):
     """Where the schedule stands, and the multiplier that controllers on the host may set."""
 
-    records = ("learning_rate",)
+    records: ClassVar[tuple[str, ...]] = ("learning_rate",)
 
 
 @transform

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class _SkipNonfinite(NamedTuple):
 class SkipNonfiniteState(Guard, _SkipNonfinite):
     """What became of the last call, of all calls, and the inner transform's state."""
 
-    records = ("skipped",)
+    records: ClassVar[tuple[str, ...]] = ("skipped",)
 
 
 @transform
@@ -90,7 +90,7 @@ class _SkipSpikes(NamedTuple):
 class SkipSpikesState(Guard, _SkipSpikes):
     """The norms that later ones are measured by, and what became of the last call and of all calls."""
 
-    records = ("grad_norm", "skipped")
+    records: ClassVar[tuple[str, ...]] = ("grad_norm", "skipped")
 
 
 @transform

@@ -117,7 +117,7 @@ def with_hyperparams(factory: Callable[..., optax.GradientTransformation], **val
     )
 
 
-def _is_number(factory: Callable, name: str, x: Any) -> bool:
+def _is_number(factory: Callable[..., Any], name: str, x: Any) -> bool:
     """Whether a value is kept in the state: a float, or an integer for an argument that is none."""
     if isinstance(x, bool | np.bool_):
         return False

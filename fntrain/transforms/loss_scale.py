@@ -1,6 +1,6 @@
 """Dynamic loss scaling: float16 gradients that neither vanish nor overflow."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class _DynamicLossScale(NamedTuple):
 class DynamicLossScaleState(Guard, _DynamicLossScale):
     """The scale, what became of the last call and of all calls, and the inner transform's state."""
 
-    records = ("loss_scale", "skipped")
+    records: ClassVar[tuple[str, ...]] = ("loss_scale", "skipped")
 
 
 @transform

@@ -5,7 +5,7 @@ is data. So it runs inside a step (`reduce_on_plateau`), in a scan, or on the ho
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Controller(Value):
         self.init = init
         self.update = update
 
-    def _parts(self) -> tuple:
+    def _parts(self) -> tuple[Any, ...]:
         return (self.init, self.update)
 
 
@@ -241,7 +241,7 @@ class _ReduceOnPlateau(NamedTuple):
 class ReduceOnPlateauState(Recording, _ReduceOnPlateau):
     """The rule's state, and the losses gathered for its next check."""
 
-    records = ("plateau_scale",)
+    records: ClassVar[tuple[str, ...]] = ("plateau_scale",)
 
     @property
     def plateau_scale(self) -> jax.Array:

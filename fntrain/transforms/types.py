@@ -10,7 +10,7 @@ What the toolkit reads from a state it declares here, as a base class of the sta
 
 import html
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Recording:
     """
 
     __slots__ = ()
-    records: tuple[str, ...] = ()
+    records: ClassVar[tuple[str, ...]] = ()
 
     def recorded(self) -> dict[str, jax.Array]:
         """The scalars by name."""
@@ -159,7 +159,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
         passed: Callable[[Any], jax.Array] | None = None,
         gates: bool = False,
         observes: bool = False,
-    ):
+    ) -> Self:
         """Make one; see the class for what the functions are."""
         self = super().__new__(cls, init, update)  # type: ignore[call-arg]
         self._apply, self._flush, self._look, self._sees, self._passed = apply, flush, look, sees, passed
@@ -175,7 +175,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
         self.mixed = (side_by_side and self.gates and len(inner) > 1) or any(stage.mixed for stage in inner)
         return self
 
-    def _parts(self) -> tuple:
+    def _parts(self) -> tuple[Any, ...]:
         return (self.init, self.update)
 
     @property

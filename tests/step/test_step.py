@@ -561,7 +561,7 @@ def noisy_loss(params, batch, ctx):
     noise = jax.random.normal(ctx.key, batch.shape)
     return ft.Loss(batch * params["w"]).with_outputs(
         noise=noise,
-        step=jnp.broadcast_to(ctx.step.astype(jnp.float32), batch.shape),
+        at=jnp.broadcast_to(ctx.step.astype(jnp.float32), batch.shape),
         train=jnp.full(batch.shape, 1.0 if ctx.train is True else 0.0, jnp.float32),
         other=jax.random.normal(ctx.stream("dropout"), batch.shape),
     )
@@ -570,7 +570,7 @@ def noisy_loss(params, batch, ctx):
 NOISY = ft.Task(
     noisy_loss,
     ft.optimizers.sgd(0.5),
-    metrics={k: ft.metrics.mean(k) for k in ("noise", "step", "train", "other")},
+    metrics={k: ft.metrics.mean(k) for k in ("noise", "at", "train", "other")},
 )
 
 
@@ -584,7 +584,7 @@ def test_keys_are_a_function_of_seed_and_step():
             values = ft.compute_metrics(NOISY, metrics)
             seen.append((float(values["noise"]), float(values["other"])))
             assert float(values["train"]) == 1
-            assert float(values["step"]) == int(state.step) - 1
+            assert float(values["at"]) == int(state.step) - 1
         return state, seen
 
     state, first = run(0, 3)

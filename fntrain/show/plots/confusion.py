@@ -20,7 +20,7 @@ def confusion_matrix(
     labels: Sequence[Any] | None = None,
     normalize: str | None = None,
     *,
-    path: str | PathLike | None = None,
+    path: str | PathLike[str] | None = None,
 ) -> "Figure":
     """Draw a confusion matrix: true classes down, predicted classes across.
 

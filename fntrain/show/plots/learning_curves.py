@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,11 +26,11 @@ _BOOKKEEPING = re.compile(
 
 
 def learning_curves(
-    history: Mapping[str, Sequence],
+    history: Mapping[str, Sequence[Any]],
     *,
     metrics: Iterable[str] | None = None,
     title: str | None = None,
-    path: str | PathLike | None = None,
+    path: str | PathLike[str] | None = None,
 ) -> "Figure":
     """Draw what a run measured at each epoch, training and validation together.
 
@@ -78,7 +78,7 @@ def learning_curves(
             figure.suptitle(title, x=0.02, ha="left", fontsize=13, fontweight="bold")
         grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
         bottom: dict[int, Axes] = {}
-        labels: list[list] = []
+        labels: list[list[Any]] = []
         for i, name in enumerate(cells):
             if name is not None:
                 axes = figure.add_subplot(grid[i // across, i % across], sharex=bottom.get(0))
@@ -99,7 +99,7 @@ def learning_curves(
         return saved(figure, path)
 
 
-def _columns(history: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
+def _columns(history: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
     """Turn the columns of numbers into float arrays, with NaN for what is missing or infinite."""
     columns: dict[str, np.ndarray] = {}
     for name in history:
@@ -136,7 +136,7 @@ def _panels(columns: Mapping[str, np.ndarray], metrics: Iterable[str] | None) ->
 
 def _panel(
     axes: "Axes", epochs: np.ndarray, columns: Mapping[str, np.ndarray], name: str, known: Known
-) -> list:
+) -> list[Any]:
     """Draw one panel and return the labels at the curves' ends."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -192,7 +192,9 @@ def _panel(
     return labels
 
 
-def _mark_best(axes: "Axes", epochs: np.ndarray, values: np.ndarray, series: tuple, known: Known) -> None:
+def _mark_best(
+    axes: "Axes", epochs: np.ndarray, values: np.ndarray, series: tuple[Any, ...], known: Known
+) -> None:
     """A ring at the best epoch, and its value in the panel's head."""
     _, color, column = series
     best = best_index(column, values.tolist(), known)
@@ -211,7 +213,7 @@ def _mark_best(axes: "Axes", epochs: np.ndarray, values: np.ndarray, series: tup
         )
 
 
-def _separate(labels: list, gap: float = 13.0) -> None:
+def _separate(labels: list[Any], gap: float = 13.0) -> None:
     """Move two labels apart that would stand in each other's way; `gap` in points."""
     if len(labels) < 2:
         return

@@ -18,7 +18,7 @@ def lr_finding(
     losses: Any,
     suggestion: float | None = None,
     *,
-    path: str | PathLike | None = None,
+    path: str | PathLike[str] | None = None,
 ) -> "Figure":
     """Draw the losses of a learning rate sweep, with the suggested rate marked.
 

@@ -15,7 +15,7 @@ from .style import QUIET, TRAIN, new_figure, saved, styled
 
 
 def roc_curve(
-    fpr: Any, tpr: Any, auc: float | None = None, *, path: str | PathLike | None = None
+    fpr: Any, tpr: Any, auc: float | None = None, *, path: str | PathLike[str] | None = None
 ) -> "Figure":
     """Draw a receiver operating characteristic, with the diagonal that guessing would follow.
 
@@ -50,7 +50,11 @@ def roc_curve(
 
 
 def precision_recall_curve(
-    precision: Any, recall: Any, average_precision: float | None = None, *, path: str | PathLike | None = None
+    precision: Any,
+    recall: Any,
+    average_precision: float | None = None,
+    *,
+    path: str | PathLike[str] | None = None,
 ) -> "Figure":
     """Draw precision against recall, in steps: no threshold reaches a point between two of the curve.
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 from .style import QUIET, TRAIN, new_figure, saved, styled
 
 
-def schedule(schedule: Callable[[Any], Any], steps: int, *, path: str | PathLike | None = None) -> "Figure":
+def schedule(
+    schedule: Callable[[Any], Any], steps: int, *, path: str | PathLike[str] | None = None
+) -> "Figure":
     """Draw a schedule over the optimizer's updates, with its boundaries marked if it tells them.
 
     Args:
@@ -52,7 +54,7 @@ def schedule(schedule: Callable[[Any], Any], steps: int, *, path: str | PathLike
         return saved(figure, path)
 
 
-def _values(schedule: Callable, at: np.ndarray) -> np.ndarray:
+def _values(schedule: Callable[..., Any], at: np.ndarray) -> np.ndarray:
     try:
         values = np.asarray(schedule(at), np.float64)
         if values.shape == at.shape:

@@ -83,7 +83,7 @@ def _png(figure: "Figure") -> bytes:
     return out.getvalue()
 
 
-def saved(figure: "Figure", path: str | PathLike | None) -> "Figure":
+def saved(figure: "Figure", path: str | PathLike[str] | None) -> "Figure":
     """The figure itself, saved if there is a path."""
     if path is not None:
         figure.savefig(path)
