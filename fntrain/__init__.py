@@ -18,6 +18,7 @@ from . import (
     transforms as transforms,
     tree as tree,
 )
+from ._core import errors as errors
 from ._core.errors import (
     CheckpointCorruptError as CheckpointCorruptError,
     CheckpointError as CheckpointError,
@@ -28,6 +29,7 @@ from ._core.errors import (
     NonFiniteError as NonFiniteError,
     RunLockedError as RunLockedError,
 )
+from ._core.public import surface
 from .checkpoint.checkpointer import Checkpointer as Checkpointer
 from .checkpoint.keep import Keep as Keep
 from .checkpoint.params import restore_params as restore_params
@@ -83,3 +85,52 @@ from .transforms import (
 )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpointer",
+    "Context",
+    "FitResult",
+    "Keep",
+    "Loss",
+    "MultiSteps",
+    "Policy",
+    "Task",
+    "TrainState",
+    "Transform",
+    "by_path",
+    "callbacks",
+    "chain",
+    "clip_by_norm",
+    "compute_gradients",
+    "compute_metrics",
+    "data_loader",
+    "errors",
+    "eval_step",
+    "evaluate",
+    "export",
+    "fit",
+    "flush",
+    "init_state",
+    "load",
+    "losses",
+    "merge_metrics",
+    "metrics",
+    "optimizers",
+    "plots",
+    "precision",
+    "restore_params",
+    "run_epoch",
+    "schedules",
+    "scores",
+    "sharding",
+    "split",
+    "steps",
+    "testing",
+    "tools",
+    "train_step",
+    "train_steps",
+    "transforms",
+    "tree",
+]
+
+surface(__name__)

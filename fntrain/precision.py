@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ._core.errors import ConfigError
+from ._core.public import surface
 from ._core.typing import PyTree
 from .tree import is_trained
 
@@ -112,3 +113,13 @@ def round_stochastically(tree: PyTree, like: PyTree, key: jax.Array) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     rounded = [one(i, x, y) for i, (x, y) in enumerate(zip(leaves, jax.tree.leaves(like)))]
     return jax.tree.unflatten(structure, rounded)
+
+
+__all__ = [
+    "Policy",
+    "cast",
+    "policy",
+    "round_stochastically",
+]
+
+surface(__name__)

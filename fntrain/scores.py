@@ -10,6 +10,7 @@ import numpy as np
 
 from ._core import check
 from ._core.errors import ConfigError, DataError
+from ._core.public import surface
 
 
 def classification_metrics(
@@ -462,3 +463,17 @@ def _finite(name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise DataError(f"`{name}` must be finite, got {x[~np.isfinite(x)][0]}")
     return x
+
+
+__all__ = [
+    "average_precision_score",
+    "binary_classification_metrics",
+    "classification_metrics",
+    "confusion_matrix",
+    "precision_recall_curve",
+    "regression_metrics",
+    "roc_auc",
+    "roc_auc_score",
+]
+
+surface(__name__)

@@ -19,6 +19,7 @@ import optax
 from . import precision, tree
 from ._core import check
 from ._core.errors import ConfigError
+from ._core.public import surface
 from ._core.typing import Batch, Params, PyTree
 from .losses.loss import Loss
 from .metrics import Metric
@@ -500,3 +501,17 @@ def _finite(x: PyTree) -> bool:
 
 def _has_number(x: PyTree) -> bool:
     return any(np.any(np.isfinite(np.asarray(v, np.float64))) for v in jax.tree.leaves(x))
+
+
+__all__ = [
+    "LawError",
+    "assert_resumable",
+    "check_loss",
+    "check_metric",
+    "check_schedule",
+    "check_task",
+    "check_transform",
+    "check_value",
+]
+
+surface(__name__)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ._core.check import did_you_mean
 from ._core.errors import ConfigError, DataError
+from ._core.public import surface
 from ._core.typing import PyTree
 
 
@@ -298,3 +299,35 @@ def named_nodes(tree: PyTree) -> list[tuple[str, Any]]:
 
     visit((), tree)
     return out
+
+
+__all__ = [
+    "add",
+    "aval_difference",
+    "cast_like",
+    "combine",
+    "compiled",
+    "describe",
+    "has",
+    "is_trained",
+    "items",
+    "leading_axis",
+    "map_with_path",
+    "mask_leaves",
+    "named_nodes",
+    "nbytes",
+    "norm",
+    "path_name",
+    "paths",
+    "regex_mask",
+    "size",
+    "some",
+    "split",
+    "structure_difference",
+    "unmatched",
+    "where",
+    "wide",
+    "zeros_like",
+]
+
+surface(__name__)

@@ -1,5 +1,6 @@
 """Callbacks that are shipped, and the protocol they follow: objects with methods named as `EVENTS`."""
 
+from .._core.public import surface
 from ..run.context import Histogram as Histogram, LoopContext as LoopContext
 from ..run.events import EVENTS as EVENTS, CallbackList as CallbackList
 from ..show.progress import ProgressBar as ProgressBar
@@ -15,3 +16,26 @@ from .reduce_lr import ReduceLROnPlateau as ReduceLROnPlateau
 from .resource_monitor import ResourceMonitor as ResourceMonitor
 from .tensorboard import TensorBoardLogger as TensorBoardLogger
 from .watchdog import Watchdog as Watchdog
+
+__all__ = [
+    "EVENTS",
+    "CSVLogger",
+    "CallbackList",
+    "EarlyStopping",
+    "GradientStats",
+    "Histogram",
+    "JSONLogger",
+    "LearningRateScheduler",
+    "LoopContext",
+    "MetricLogger",
+    "ModelCheckpoint",
+    "NaNGuard",
+    "Profiler",
+    "ProgressBar",
+    "ReduceLROnPlateau",
+    "ResourceMonitor",
+    "TensorBoardLogger",
+    "Watchdog",
+]
+
+surface(__name__)

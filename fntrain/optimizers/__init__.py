@@ -1,5 +1,6 @@
 """Optimizers as users name them: chains of the transforms, under one spelling of every argument."""
 
+from .._core.public import surface
 from .adafactor import adafactor as adafactor
 from .adam import adam as adam, adamw as adamw
 from .aliases import ALIASES as ALIASES
@@ -7,3 +8,18 @@ from .lion import lion as lion
 from .names import OPTIMIZERS as OPTIMIZERS, PRESETS as PRESETS, get as get
 from .rmsprop import rmsprop as rmsprop
 from .sgd import sgd as sgd
+
+__all__ = [
+    "ALIASES",
+    "OPTIMIZERS",
+    "PRESETS",
+    "adafactor",
+    "adam",
+    "adamw",
+    "get",
+    "lion",
+    "rmsprop",
+    "sgd",
+]
+
+surface(__name__)

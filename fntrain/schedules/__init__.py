@@ -8,6 +8,7 @@ Values of the plain schedules are >= 0, like every rate, decay, momentum and nor
 Wherever a schedule is taken as an argument, a number or any function of the step will do.
 """
 
+from .._core.public import surface
 from .combine import (
     cooldown as cooldown,
     in_epochs as in_epochs,
@@ -26,3 +27,25 @@ from .decays import (
     step_decay as step_decay,
 )
 from .types import Schedule as Schedule, constant as constant, schedule as schedule
+
+__all__ = [
+    "Schedule",
+    "constant",
+    "cooldown",
+    "cosine",
+    "exponential",
+    "in_epochs",
+    "join",
+    "linear",
+    "one_cycle",
+    "piecewise",
+    "polynomial",
+    "rsqrt",
+    "scale",
+    "schedule",
+    "sgdr",
+    "step_decay",
+    "warmup",
+]
+
+surface(__name__)

@@ -1,5 +1,6 @@
 """Meshes, which axis of them each array is split over, and processes that act as one. The engine is JAX's own."""
 
+from .._core.public import surface
 from .mesh import data_axis as data_axis, mesh as mesh
 from .place import (
     on_host as on_host,
@@ -20,3 +21,29 @@ from .processes import (
 )
 from .report import report as report
 from .rules import Rules as Rules, fsdp as fsdp, specs as specs, state_shardings as state_shardings
+
+__all__ = [
+    "Plan",
+    "Rules",
+    "combined",
+    "data_axis",
+    "fsdp",
+    "initialize",
+    "largest",
+    "meet",
+    "mesh",
+    "on_host",
+    "pad_batch",
+    "plan",
+    "put",
+    "put_like",
+    "put_rows",
+    "replicate",
+    "report",
+    "shard_batch",
+    "specs",
+    "state_shardings",
+    "to_host",
+]
+
+surface(__name__)

@@ -1,5 +1,6 @@
 """Tools for the host: descriptions, profiles, searches."""
 
+from .._core.public import surface
 from ..run.capsule import examine as examine, save_capsule as save_capsule
 from ..show.describe import Description as Description, describe as describe
 from .collectives import Collective as Collective
@@ -12,3 +13,25 @@ from .gradcheck import (
 from .lr_find import LRFinding as LRFinding, lr_find as lr_find
 from .profile import profile_step as profile_step
 from .replay import Birth as Birth, Replay as Replay, find_nonfinite as find_nonfinite, replay as replay
+
+__all__ = [
+    "Birth",
+    "Collective",
+    "CompileReport",
+    "Description",
+    "GradientCheck",
+    "LRFinding",
+    "LeafCheck",
+    "Replay",
+    "check_gradients",
+    "compile_report",
+    "describe",
+    "examine",
+    "find_nonfinite",
+    "lr_find",
+    "profile_step",
+    "replay",
+    "save_capsule",
+]
+
+surface(__name__)

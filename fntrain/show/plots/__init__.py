@@ -5,8 +5,20 @@ pyplot, so figures work without a display, need no closing, and show themselves 
 style settings neither change the pictures nor are changed by them.
 """
 
+from ..._core.public import surface
 from .confusion import confusion_matrix as confusion_matrix
 from .learning_curves import learning_curves as learning_curves
 from .lr_finding import lr_finding as lr_finding
 from .ranking import precision_recall_curve as precision_recall_curve, roc_curve as roc_curve
 from .schedules import schedule as schedule
+
+__all__ = [
+    "confusion_matrix",
+    "learning_curves",
+    "lr_finding",
+    "precision_recall_curve",
+    "roc_curve",
+    "schedule",
+]
+
+surface(__name__)
