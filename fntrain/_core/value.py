@@ -221,6 +221,11 @@ def show(x: Any) -> str:
         return f"{x.item()!r}"
     if isinstance(x, Mapping):
         return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in x.items()) + "}"
+    if isinstance(x, tuple) and callable(
+        update := getattr(x, "update", None)
+    ):  # a transform of another library
+        name = getattr(update, "__qualname__", type(x).__name__)
+        return name.split(".<locals>")[0].rsplit(".", 1)[-1]  # its factory's
     if isinstance(x, list | tuple):
         inside = ", ".join(show(v) for v in x)
         return f"[{inside}]" if isinstance(x, list) else f"({inside}{',' * (len(x) == 1)})"

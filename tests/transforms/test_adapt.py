@@ -256,3 +256,9 @@ def test_the_door_gives_ours_back():
     assert adapt(optax.add_noise(0.1, 0.5, jax.random.key(0))) != adapt(
         optax.add_noise(0.1, 0.5, jax.random.key(1))
     )
+
+
+def test_in_a_repr_a_foreign_transform_is_its_factory():
+    tx = ft.chain(ft.clip_by_norm(1.0), optax.scale_by_adam(), optax.scale(-0.1))
+    assert "init_fn" not in repr(tx)
+    assert "scale_by_adam" in repr(tx)
