@@ -284,7 +284,7 @@ def average_precision_score(
 
     Examples:
       >>> import fntrain as ft
-      >>> round(ft.scores.average_precision_score([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
+      >>> round(float(ft.scores.average_precision_score([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])), 4)
       0.8333
     """
 

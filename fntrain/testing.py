@@ -434,13 +434,13 @@ def assert_resumable(
       ConfigError: if a k is not between 1 and N.
 
     Examples:
-      >>> import fntrain as ft, numpy as np
+      >>> import functools, fntrain as ft, numpy as np
       >>> def make_run(run_dir, steps):
       ...     task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], b), ft.optimizers.adam(0.1))
       ...     state = ft.init_state(task, {"w": np.float32(0)})
       ...     data = np.linspace(-1, 1, 12, dtype=np.float32)
-      ...     options = dict(batch_size=4, run_dir=run_dir, resume=True, progress=False)
-      ...     return ft.fit(task, state, data, steps=steps, **options)
+      ...     go = functools.partial(ft.fit, batch_size=4, run_dir=run_dir, resume=True, progress=False)
+      ...     return go(task, state, data, steps=steps)
       >>> ft.testing.assert_resumable(make_run, at=4)
     """
     stops = [check.integer("at", k, at_least=1) for k in (at if isinstance(at, Sequence) else [at])]

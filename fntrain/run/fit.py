@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from ..step import checks, programs
@@ -16,9 +16,11 @@ from .options import Options
 from .signals import Signals
 
 
-@dataclasses.dataclass
-class FitResult:
+@dataclasses.dataclass(frozen=True, eq=False)
+class FitResult(tuple[TrainState, History]):
     """What `fit` returns; `state, history = fit(...)` takes it apart.
+
+    A pair to Python and to type checkers, with the rest by name.
 
     Attributes:
       state: the TrainState after the last step.
@@ -44,8 +46,12 @@ class FitResult:
     bad_step: BadStep | None = None
     capsule: Any = None
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.state, self.history))
+    def __new__(cls, state: TrainState, history: History, *_: Any, **__: Any) -> "FitResult":
+        """The pair; the fields are set as any dataclass sets them."""
+        return super().__new__(cls, (state, history))
+
+    def __getnewargs__(self) -> tuple[TrainState, History]:
+        return self.state, self.history
 
 
 def fit(

@@ -49,7 +49,7 @@ def summary(
     Examples:
       >>> import fntrain as ft, numpy as np
       >>> tx = ft.chain(ft.clip_by_norm(1.0), ft.MultiSteps(ft.optimizers.adamw(1e-3), 4))
-      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b @ p["w"], 0), tx)
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b @ p["w"], b[:, 0]), tx)
       >>> state = ft.init_state(task, {"w": np.zeros(1000, np.float32)})
       >>> print(summary(task, state, batch_size=32, steps_per_epoch=57, epochs=10))
       devices     1 cpu

@@ -12,7 +12,7 @@ import numpy as np
 from .. import tree
 from .._core.check import one_of
 from .._core.errors import ConfigError, DataError
-from .._core.typing import Batch, PyTree
+from .._core.typing import ArrayLike, Batch, PyTree
 from ..sharding import manual
 from .checks import check_batch, check_metrics, check_task
 from .numerical import numerical_gradient
@@ -33,7 +33,7 @@ from .task import Task
 
 
 def train_step(
-    task: Task, state: TrainState, batch: Batch, weight: jax.Array | None = None
+    task: Task, state: TrainState, batch: Batch, weight: ArrayLike | None = None
 ) -> tuple[TrainState, Packed]:
     r"""One step: gradient of the weighted mean loss, transformed, added to the parameters.
 
@@ -107,7 +107,7 @@ def train_steps(
     return train_many_into(task, state, None, batches, weights)
 
 
-def eval_step(task: Task, state: TrainState, batch: Batch, weight: jax.Array | None = None) -> Packed:
+def eval_step(task: Task, state: TrainState, batch: Batch, weight: ArrayLike | None = None) -> Packed:
     """The metrics of a batch, with `ctx.train` False; nothing is changed and nothing donated.
 
     Args:
@@ -139,7 +139,7 @@ def compute_gradients(
     task: Task,
     state: TrainState,
     batch: Batch,
-    weight: jax.Array | None = None,
+    weight: ArrayLike | None = None,
     *,
     method: str = "autodiff",
     epsilon: float = 1e-5,

@@ -130,6 +130,9 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
       mixed: whether it may keep a call from a part of the parameters alone.
     """
 
+    # optax types the fields by what an update may be at all: a number, say, which nobody can index.
+    init: Callable[..., Any]  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    update: Callable[..., tuple[Any, Any]]  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
     stages: Mapping[str, "Transform"]
     _apply: Callable[..., Any] | None
     _flush: Callable[..., Any] | None
