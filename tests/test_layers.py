@@ -28,7 +28,6 @@ LAYERS = [
     ["cli"],
 ]
 DOORS = {"plots", "loop"}  # modules that hold nothing: names that have moved, or a short name
-DEVICE = {name for layer in LAYERS[:6] for name in layer}
 HEAVY = {
     "orbax",
     "rich",

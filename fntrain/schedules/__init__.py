@@ -4,6 +4,10 @@ Every schedule subtracts, clips and divides the count as an integer, and makes a
 values are exact where two pieces meet, and do not degrade past the 2^24 updates that float32 can count. The
 first update is 0; a negative count is taken as 0.
 
+Arguments by name read the same everywhere, whatever their order by position, which follows how each is
+spoken of: `start` and `end` are values, `steps` a number of updates, as in `linear(start=0.1, end=0.0, steps=800)`
+and `cosine(start=0.1, end=0.0, steps=800)`.
+
 Values of the plain schedules are >= 0, like every rate, decay, momentum and norm; `scale` can turn the sign.
 Wherever a schedule is taken as an argument, a number or any function of the step will do.
 """

@@ -1,5 +1,7 @@
 """Law 2 and law 11 of a whole `fit`: how often the loss's Python body runs, and which events come, is no chance."""
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -101,3 +103,35 @@ def test_a_stop_at_a_step_is_at_that_step():
     for _ in range(2):
         result = fitted(callbacks=[Stops()])
         assert (int(result.state.step), result.stop_reason) == (150, "150")
+
+
+def test_a_loop_by_hand_traces_its_loss_once_to_train_and_once_to_evaluate():
+    """Equal tasks made anew, states that come back, batches on the host or the device: nothing is traced again."""
+
+    @chex.assert_max_traces(n=1)
+    def trained(params, batch):
+        return ft.losses.mse(batch[0] @ params["w"], batch[1])
+
+    @chex.assert_max_traces(n=1)
+    def evaluated(params, batch):
+        return ft.losses.mse(batch[0] @ params["w"], batch[1])
+
+    def loss_fn(params, batch, ctx):
+        return (trained if ctx.train else evaluated)(params, batch)
+
+    def task():
+        return ft.Task(loss_fn, ft.chain(ft.clip_by_norm(1.0), ft.optimizers.adamw(1e-2)))
+
+    chex.clear_trace_counter()
+    state = ft.init_state(task(), {"w": jnp.zeros(3)})
+    for epoch in range(3):
+        for batch, weight in ft.data_loader((X, Y), 8, seed=epoch):
+            state, _ = ft.train_step(task(), state, batch, weight)
+        state, _ = ft.train_step(task(), state, jax.device_put((X[:8], Y[:8])), jnp.ones(8))
+        metrics = ft.eval_step(task(), state, (X[:8], Y[:8]), np.ones(8, np.float32))
+        assert float(ft.compute_metrics(task(), metrics)["loss"]) > 0
+    chex.assert_tree_all_finite(state.params)
+    with pytest.raises(
+        AssertionError, match="traced"
+    ):  # and what is limited does count: other shapes are traced
+        ft.train_step(task(), state, (X[:5], Y[:5]), np.ones(5, np.float32))
