@@ -39,6 +39,8 @@ HEAVY = {
     "grain",
     "tensorboardX",
     "safetensors",
+    "equinox",
+    "haiku",
 }
 ONLY_IN = {"orbax": "checkpoint.store", "tensorstore": "checkpoint.store"}
 

@@ -4,7 +4,9 @@ Whatever way a batch is cut (micro-batches, devices, a padded tail), each part c
 weighted values, the gradient of that sum, and its weight. All three add up exactly as the whole batch's do.
 """
 
+import dataclasses
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +52,7 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
         # What stands in a row of weight zero must not matter, not even as NaN that 0 * NaN would bring back in
         # the gradient. Zeros, and not a copy of another row, since that would be a collective on a split batch.
         batch = jax.tree.map(lambda x: _without_padding(x, weight), batch)
+    ctx = dataclasses.replace(ctx, weight=weight)
     loss = _call(task, params, batch, ctx)
     rows = tree.leading_axis(batch) if weight is not None else None
     values = loss.values
@@ -74,7 +77,7 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
         },
         recorded={},
     )
-    model_state = _next_model_state(ctx.model_state, loss.model_state)
+    model_state = _next_model_state(ctx, loss.model_state, total_weight)
     return Evaluated(total, total_weight, metrics, model_state, values.size)
 
 
@@ -171,8 +174,15 @@ def _reduce(values: jax.Array, weights: Any, weight: Any) -> tuple[jax.Array, An
     return total, jnp.sum(full), counted
 
 
-def _next_model_state(old: PyTree, new: PyTree) -> PyTree:
+def _next_model_state(ctx: Context, new: PyTree, weight: Any) -> PyTree:
+    old = ctx.model_state
     if new is None:
+        if ctx.train and jax.tree.leaves(old):
+            warnings.warn(
+                f"`loss_fn` returns no model state in training, so that `{tree.some(tree.paths(old))}` of the "
+                f"TrainState stays as it was initialized: return `loss.with_state(model_state)`",
+                stacklevel=2,
+            )
         return old
     new = jax.lax.stop_gradient(new)
     if old is None:
@@ -188,7 +198,11 @@ def _next_model_state(old: PyTree, new: PyTree) -> PyTree:
             raise ConfigError(
                 f"model state `{path}` was {list(a.shape)} and `loss_fn` returned {list(b.shape)}"
             )
-    return tree.cast_like(new, old)
+    new = tree.cast_like(new, old)
+    if isinstance(weight, float):
+        return new
+    # A batch that weighs nothing leaves no trace here either.
+    return jax.tree.map(lambda a, b: jnp.where(weight > 0, a, b), new, old)
 
 
 def partial_gradient(

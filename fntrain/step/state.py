@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,18 @@ class TrainState(Carrier):
         return dataclasses.replace(self, **changes)
 
 
+class Variables(NamedTuple):
+    """What a model is made of: what is trained, and what changes otherwise.
+
+    Attributes:
+      params: a tree of arrays; floating-point leaves are trained.
+      model_state: mutable collections (batch statistics, say), or None.
+    """
+
+    params: Params
+    model_state: PyTree = None
+
+
 def init_state(
     task: Task,
     params: Params | Callable[[jax.Array], Params],
@@ -59,7 +71,7 @@ def init_state(
     Args:
       task: the Task.
       params: a tree of arrays (NumPy's too), which are copied, so that they stay usable and no two leaves of
-        the state share a buffer; or a function `key -> params` or `key -> (params, model_state)`.
+        the state share a buffer; or a function `key -> params`, or `key -> Variables` as a model's `init`.
       key: a seed, or a typed PRNG key: the root of all randomness of the run.
       model_state: mutable collections of the model; not with a function that returns its own.
       mesh: a device mesh to place the state on. The state is made under jit with the shardings of `rules`, so
@@ -89,6 +101,8 @@ def init_state(
             "`rules` need a `mesh`: `init_state(task, params, mesh=fntrain.sharding.mesh(data=-1))`"
         )
     root = root_key(key)
+    if isinstance(params, Variables):
+        params, model_state = params
     if callable(params) and model_state is not None:
         raise ConfigError(
             "`model_state` must come from the `params` function: return `(params, model_state)`"
@@ -117,7 +131,7 @@ def _build(
     made = given
     if function is not None:
         made = function(fold_in_name(root, "init"))
-        if type(made) is tuple and len(made) == 2:
+        if isinstance(made, Variables) or (type(made) is tuple and len(made) == 2):
             made, model_state = made
         made, model_state = jax.tree.map(_as_array, (made, model_state))
     made = precision.cast(made, task.policy.params)  # type: ignore[union-attr]

@@ -41,12 +41,15 @@ class Context:
       train: True in training, a Python bool, so `if ctx.train:` is decided while tracing.
       step: batches consumed before this one, int32, shape ().
       model_state: the mutable collections (batch statistics, say) that the state carries.
+      weight: one weight a row of the batch at hand, `[B]`, zero for padding; None where every row counts as one. The
+        step applies it by itself; it is here for what looks at the whole batch, as a batch norm does.
     """
 
     key: jax.Array
     train: bool = dataclasses.field(metadata=dict(static=True))
     step: jax.Array
     model_state: PyTree
+    weight: jax.Array | None = None
 
     def stream(self, name: str) -> jax.Array:
         """A key of its own for a named use (`"dropout"`), independent of every other name."""
