@@ -41,6 +41,7 @@ from .losses.loss import Loss as Loss
 from .precision import Policy as Policy
 from .run.epoch import evaluate as evaluate, run_epoch as run_epoch, steps as steps
 from .run.fit import FitResult as FitResult, fit as fit
+from .run.predict import predict as predict
 from .show import plots as plots
 from .step.provenance import BadStep as BadStep, bad_step as bad_step
 from .step.state import TrainState as TrainState, init_state as init_state
@@ -120,6 +121,7 @@ __all__ = [
     "optimizers",
     "plots",
     "precision",
+    "predict",
     "restore_params",
     "run_epoch",
     "schedules",

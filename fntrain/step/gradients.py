@@ -102,6 +102,19 @@ def _call(task: Task, params: Params, batch: Batch, ctx: Context) -> Loss:
     return _as_loss(task.loss_fn(precision.cast(params, dtype), precision.cast(batch, dtype), ctx), task)
 
 
+def outputs(task: Task, params: Params, batch: Batch, ctx: Context) -> PyTree:
+    """What the task says of each row: by its `predict_fn`, or by the outputs of its loss."""
+    policy: Any = task.policy
+    if task.predict_fn is None:
+        found = {
+            k: v for k, v in _call(task, params, batch, ctx).outputs.items() if not k.startswith("loss/")
+        }
+    else:
+        dtype = policy.compute
+        found = task.predict_fn(precision.cast(params, dtype), precision.cast(batch, dtype), ctx)
+    return precision.cast(found, policy.output)
+
+
 def _without_padding(x: Any, weight: jax.Array) -> Any:
     if np.ndim(x) == 0 or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return x
@@ -179,8 +192,9 @@ def _next_model_state(ctx: Context, new: PyTree, weight: Any) -> PyTree:
     if new is None:
         if ctx.train and jax.tree.leaves(old):
             warnings.warn(
-                f"`loss_fn` returns no model state in training, so that `{tree.some(tree.paths(old))}` of the "
-                f"TrainState stays as it was initialized: return `loss.with_state(model_state)`",
+                f"`loss_fn` returns no model state in training, so that {tree.describe(old)} in the "
+                f"TrainState stays as it was initialized: return `loss.with_state(model_state)`, or "
+                f"`loss.with_state(ctx.model_state)` if that is meant",
                 stacklevel=2,
             )
         return old

@@ -106,6 +106,13 @@ def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batc
         )
 
 
+def outputs_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> PyTree:
+    """What a task predicts for a batch: of its `predict_fn`, or the outputs of its loss."""
+    impl, bits = _raw(state.key)
+    with manual.mesh_context(task.axis_name, state.step):
+        return _outputs(task, impl, state.step, state.params, state.model_state, bits, batch, weight)
+
+
 def _of_parts(step: jax.Array, parts: list[Any], key: jax.Array, layout: Layout | None) -> TrainState:
     state = TrainState(step, *parts, key=key)
     if layout is not None:  # it was pinned there, so the next step need not ask
@@ -307,6 +314,13 @@ def _evaluation(task, step, params, model_state, key, batch, weight):
         weight = weight.astype(jnp.float32)
     ctx = Context(key=fold_in_name(key, "eval"), train=False, step=step, model_state=model_state)
     return gradients.evaluate_batch(task, params, batch, ctx, weight)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _outputs(task, impl, step, params, model_state, bits, batch, weight):
+    key = fold_in_name(jax.random.wrap_key_data(bits, impl=impl), "eval")
+    ctx = Context(key, False, step, model_state, weight)
+    return gradients.outputs(task, params, batch, ctx)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -78,6 +78,7 @@ class Task(Value):
       axis_name: inside `shard_map` or `pmap`, the mapped axis (or axes) to sum gradients, loss and metrics over.
         Elsewhere an axis of the mesh that the state is on: the step maps over it by itself, so that a loss sees
         the rows of one device, and the gradient of several micro-batches crosses the mesh once.
+      predict_fn: `(params, batch, ctx) -> tree of arrays [B, …]`, what `predict` gives; None takes the loss's outputs.
 
     Raises:
       ConfigError: if an argument is of the wrong kind; a factory passed instead of its result is named.
@@ -98,6 +99,7 @@ class Task(Value):
     microbatches: int = 1
     policy: Policy | str = _AS_IT_IS
     axis_name: str | tuple[str, ...] | None = None
+    predict_fn: Callable[[Params, Batch, Context], Any] | None = None
     collected: metrics_lib.Metric = dataclasses.field(init=False)  # the user's metrics, as one reducer
 
     def __post_init__(self) -> None:
@@ -122,6 +124,8 @@ class Task(Value):
                     f"and `val_…` for the validation's); choose another"
                 )
             checked_metric(m, name)
+        if self.predict_fn is not None:
+            check.function("predict_fn", self.predict_fn, "(params, batch, ctx) -> outputs")
         put = object.__setattr__
         put(self, "tx", adapt(self.tx))
         put(self, "metrics", types.MappingProxyType({"loss": batch_loss(), **user}))
@@ -136,10 +140,21 @@ class Task(Value):
         return self.tx  # type: ignore[return-value]
 
     def _parts(self) -> tuple[Any, ...]:
-        return (self.loss_fn, self.tx, self.metrics, self.microbatches, self.policy, self.axis_name)
+        return (
+            self.loss_fn,
+            self.tx,
+            self.metrics,
+            self.microbatches,
+            self.policy,
+            self.axis_name,
+            self.predict_fn,
+        )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the task is, as JSON: equal for equal tasks, in every process; see `_core.fingerprint`."""
+        """What is trained, as JSON: equal for equal tasks, in every process; see `_core.fingerprint`.
+
+        Not `predict_fn`, which has no part in a run.
+        """
         names = ("loss_fn", "tx", "metrics", "microbatches", "policy", "axis_name")
         return {name: fingerprint(part) for name, part in zip(names, self._parts())}
 
@@ -170,5 +185,13 @@ def check_recorded(task: Task, names: Iterable[str]) -> None:
 jax.tree_util.register_static(Task)  # so a task may also go through a jit of the user's own
 
 
-def _make_task(loss_fn, tx, metrics, microbatches, policy, axis_name):
-    return Task(loss_fn, tx, metrics, microbatches=microbatches, policy=policy, axis_name=axis_name)
+def _make_task(loss_fn, tx, metrics, microbatches, policy, axis_name, predict_fn=None):
+    return Task(
+        loss_fn,
+        tx,
+        metrics,
+        microbatches=microbatches,
+        policy=policy,
+        axis_name=axis_name,
+        predict_fn=predict_fn,
+    )

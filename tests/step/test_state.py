@@ -59,6 +59,7 @@ def test_model_state_from_the_function_or_the_argument():
         ft.init_state(TASK, make, model_state={"seen": np.int32(0)})
 
 
+@pytest.mark.filterwarnings("ignore:.loss_fn. returns no model state")
 def test_the_callers_arrays_stay_usable():
     params, key = {"w": jnp.asarray(W)}, jax.random.key(0)
     mutable = {"seen": jnp.zeros(())}
@@ -76,6 +77,7 @@ def test_the_callers_arrays_stay_usable():
     np.testing.assert_array_equal(state.params["w"], W)
 
 
+@pytest.mark.filterwarnings("ignore:.loss_fn. returns no model state")
 def test_aliased_leaves_are_copied():
     shared = jnp.asarray(W)
 
