@@ -38,6 +38,7 @@ from .checkpoint.safetensors import export as export, load as load
 from .data.arrays import data_loader as data_loader
 from .data.split import split as split
 from .losses.loss import Loss as Loss
+from .models.supervised import supervised as supervised
 from .precision import Policy as Policy
 from .run.epoch import evaluate as evaluate, run_epoch as run_epoch, steps as steps
 from .run.fit import FitResult as FitResult, fit as fit
@@ -129,6 +130,7 @@ __all__ = [
     "sharding",
     "split",
     "steps",
+    "supervised",
     "testing",
     "tools",
     "train_step",

@@ -4,6 +4,7 @@ All take NumPy or JAX arrays (or lists), `y_true` first. What is undefined is Na
 scored at all is a DataError. For data that comes in batches, see `fntrain.metrics`.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,7 +126,8 @@ def confusion_matrix(
 
     Raises:
       ConfigError: if `normalize` is unknown, or `labels` has duplicates.
-      DataError: if the arrays are empty, not one-dimensional, differ in length, or share no label with `labels`.
+      DataError: if the arrays are empty, not one-dimensional, differ in length, share no label with `labels`, or
+        hold labels of different kinds (text and numbers), or floats too large to tell integers apart.
 
     Examples:
       >>> import fntrain as ft
@@ -139,15 +141,19 @@ def confusion_matrix(
     for name, y in (("y_true", true), ("y_pred", pred)):
         if y.ndim != 1:
             raise DataError(f"`{name}` must be labels of shape [N], got {list(y.shape)}")
-        if y.dtype.kind == "f" and not (y == np.floor(y)).all():
-            raise DataError(f"`{name}` must be labels, got {y.dtype.name} values that are no integers")
+    given = {
+        "y_true": true,
+        "y_pred": pred,
+        **({} if labels is None else {"labels": _array("labels", labels)}),
+    }
+    true, pred, *chosen = _labels(given)
     occurring, codes = np.unique(np.concatenate([true, pred]), return_inverse=True)
     rows, columns = np.split(codes.reshape(-1), 2)
     size = len(occurring)
     cells = np.bincount(rows * size + columns, weights=weight, minlength=size * size)
     matrix = cells.reshape(size, size)
     if labels is not None:
-        matrix = _rearranged(matrix, occurring, np.asarray(labels), true)
+        matrix = _rearranged(matrix, occurring, chosen[0], true)
     if normalize is None:
         return matrix
     axis = {"true": 1, "pred": 0, "all": None}[normalize]
@@ -332,20 +338,76 @@ def regression_metrics(y_true: Any, y_pred: Any, *, sample_weight: Any = None) -
     rows = len(true)
     true, pred = true.reshape(rows, -1), pred.reshape(rows, -1)
     w = np.ones((rows, 1)) if weight is None else weight[:, None]
-    squared = np.square(true - pred)
-    mse = np.average(squared, axis=0, weights=w[:, 0])
-    spread = (w * np.square(true - np.average(true, axis=0, weights=w[:, 0]))).sum(0)
-    spread = np.where((true == true[:1]).all(0), 0, spread)  # the rounding of a mean is no spread
-    residual = (w * squared).sum(0)
-    r2 = np.where(
-        spread == 0, np.where(residual == 0, 1.0, 0.0), 1 - residual / np.where(spread == 0, 1, spread)
-    )
-    return {
-        "mse": float(mse.mean()),
-        "rmse": float(np.sqrt(mse).mean()),
-        "mae": float(np.average(np.abs(true - pred), axis=0, weights=w[:, 0]).mean()),
-        "r2": float(r2.mean()) if rows >= 2 else float("nan"),
-    }
+    mean = functools.partial(np.average, axis=0, weights=w[:, 0])
+    with np.errstate(over="ignore"):  # what is infinite in float64 is said to be
+        (true, own), (error, unit) = _in_units(true), _in_units(true - pred)
+        spread = mean(np.square(true - mean(true)))
+        spread = np.where((true == true[:1]).all(0), 0, spread)  # the rounding of a mean is no spread
+        square = mean(np.square(error))
+        left = square / np.where(spread == 0, 1, spread) * np.square(unit / own)
+        r2 = np.where(spread == 0, np.where(square == 0, 1.0, 0.0), 1 - left)
+        return {
+            "mse": float((square * unit * unit).mean()),
+            "rmse": float((np.sqrt(square) * unit).mean()),
+            "mae": float((mean(np.abs(error)) * unit).mean()),
+            "r2": float(r2.mean()) if rows >= 2 else float("nan"),
+        }
+
+
+def _in_units(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns in units of a power of two, in which their squares neither vanish nor overflow, and the units."""
+    unit = np.exp2(np.floor(np.log2(np.maximum(np.abs(x).max(0), np.finfo(np.float64).tiny))))
+    return x / unit, unit
+
+
+def spearman(y_true: Any, y_pred: Any, *, sample_weight: Any = None) -> float:
+    r"""Spearman's rank correlation: Pearson's, of the ranks.
+
+    .. math:: \rho = \frac{\operatorname{Cov}_w(r_y, r_{\hat y})}
+                         {\sqrt{\operatorname{Var}_w(r_y) \operatorname{Var}_w(r_{\hat y})}}
+
+    Equal numbers share the mean of their ranks. A weight counts a row so many times: ranks are sums of weights.
+
+    Args:
+      y_true: targets, `[N]`: numbers, of which only the order counts.
+      y_pred: predictions, `[N]`.
+      sample_weight: weights, `[N]`; None is ones.
+
+    Returns:
+      A float in [-1, 1]; NaN if one of the two is constant.
+
+    Raises:
+      DataError: if the arrays are empty, differ in shape, are no real numbers, or hold NaN.
+
+    Examples:
+      >>> import fntrain as ft
+      >>> ft.scores.spearman([1.0, 2.0, 3.0, 4.0], [1.0, 10.0, 5.0, 1000.0])
+      0.8
+
+    References:
+      Spearman, *The Proof and Measurement of Association between Two Things*, 1904; `scipy.stats.spearmanr`.
+    """
+    true, pred, weight = _pair(y_true, y_pred, "y_pred", sample_weight)
+    for name, y in (("y_true", true), ("y_pred", pred)):
+        if y.ndim != 1 or y.dtype.kind not in "biuf":
+            raise DataError(f"`{name}` must be numbers of shape [N], got {y.dtype.name}{list(y.shape)}")
+        if y.dtype.kind == "f" and np.isnan(y).any():
+            raise DataError(f"`{name}` must not be NaN, which has no rank")
+    w = np.ones(len(true)) if weight is None else weight
+    ranks = [_ranks(y[w != 0], w[w != 0]) for y in (true, pred)]
+    w = w[w != 0]
+    a, b = (r - np.average(r, weights=w) for r in ranks)
+    if any((r == r[0]).all() for r in ranks):
+        return float("nan")
+    value = (w * a * b).sum() / np.sqrt((w * a * a).sum() * (w * b * b).sum())
+    return float(np.clip(value, -1, 1))
+
+
+def _ranks(y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The weight of what is smaller, and half of the weight of what is equal."""
+    _, place = np.unique(y, return_inverse=True)
+    own = np.bincount(place, weights=weight)
+    return (np.cumsum(own) - own / 2)[place]
 
 
 class _Curve(NamedTuple):
@@ -415,8 +477,60 @@ def _rearranged(
     return np.pad(matrix, (0, 1))[np.ix_(place, place)]
 
 
+def _labels(given: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Labels of one dtype in which equal ones, and no others, are equal.
+
+    NumPy's own common dtype is no such thing: of int64 and uint64 it is float64, in which large ids merge, and of
+    numbers and text it is text, in which 1 is "1".
+    """
+    known = {name: _label_kind(name, y) for name, y in given.items()}
+    kinds = {name: kind for name, (kind, _) in known.items()}
+    if len(set(kinds.values())) > 1:
+        told = " and ".join(f"`{name}` {kind}" for name, kind in kinds.items())
+        raise DataError(f"labels must be of one kind, got {told}; convert one, `y.astype(str)` say")
+    arrays = [y for _, y in known.values()]
+    sorts, most = {y.dtype.kind for y in arrays}, np.iinfo(np.int64).max
+    if sorts == {"i", "u"} and not any(y.max(initial=0) > most for y in arrays):
+        return [y.astype(np.int64) for y in arrays]
+    if len(sorts) > 1:
+        return [y.astype(object) for y in arrays]  # Python's integers, of any size
+    return arrays
+
+
+def _label_kind(name: str, y: np.ndarray) -> tuple[str, np.ndarray]:
+    """What sort of labels these are, and they in a dtype of that sort."""
+    if y.dtype.kind == "O":
+        types = {type(x) for x in y.reshape(-1).tolist()}
+        if not types or not (types <= {str} or types <= {int, bool}):
+            told = ", ".join(sorted(t.__name__ for t in types))
+            raise DataError(f"`{name}` must be labels of one kind, text or integers, got {told}")
+        return ("text", y.astype(str)) if types <= {str} else ("integers", y)
+    if y.dtype.kind in "biu":
+        return "integers", y.astype(np.int64) if y.dtype.kind == "b" else y
+    if y.dtype.kind == "f":
+        if not (y == np.floor(y)).all():
+            raise DataError(f"`{name}` must be labels, got {y.dtype.name} values that are no integers")
+        largest = 2 ** (np.finfo(y.dtype).nmant + 1)
+        if (np.abs(y) > min(largest, 2**62)).any():
+            raise DataError(
+                f"`{name}` must be labels, got {y.dtype.name} values above {largest}, where that dtype skips integers; "
+                "give integers"
+            )
+        return "integers", y.astype(np.int64)
+    return {"U": "text", "S": "bytes", "M": "dates", "m": "durations"}.get(y.dtype.kind, y.dtype.name), y
+
+
 def _array(name: str, x: Any) -> np.ndarray:
-    x = np.asarray(x)
+    given, x = x, np.asarray(x)
+    if x.dtype.kind in "US" and not isinstance(given, np.ndarray | np.generic):
+        # A list of 1 and "1" has become text.
+        x = np.asarray(given, object)
+        x = np.asarray(given) if len({type(y) for y in x.reshape(-1).tolist()}) == 1 else x
+    elif x.dtype.kind == "f" and isinstance(given, list | tuple):
+        # A list of integers that no one integer dtype holds has become floats.
+        whole = np.asarray(given, object)
+        if all(isinstance(y, int) for y in whole.reshape(-1).tolist()):
+            x = whole
     if x.dtype.name == "bfloat16":  # JAX's, of which NumPy knows little
         x = x.astype(np.float32)
     if x.ndim == 0 or x.shape[0] == 0:
@@ -446,6 +560,8 @@ def _binary(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Whether positive, scores, weights."""
     true, scores, weight = _pair(y_true, y_score, name, sample_weight)
+    if true.dtype.kind not in "biuf":  # NumPy would compare 1 and "1" as text
+        raise DataError(f"`y_true` must be numbers or booleans, got {true.dtype.name}")
     if true.ndim != 1 or scores.ndim != 1:
         raise DataError(
             f"`y_true` and `{name}` must have shape [N], got {list(true.shape)} and {list(scores.shape)}"
@@ -474,6 +590,7 @@ __all__ = [
     "regression_metrics",
     "roc_auc",
     "roc_auc_score",
+    "spearman",
 ]
 
 surface(__name__)

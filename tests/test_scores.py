@@ -5,6 +5,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 
 from fntrain import ConfigError, DataError, scores
@@ -300,3 +301,64 @@ def test_unknown_options_are_errors():
         scores.roc_auc_score([0, 1], [0.1, 0.2], average="micro")
     with pytest.raises(ConfigError, match="`threshold`"):
         scores.binary_classification_metrics([0, 1], [0.1, 0.2], threshold=np.nan)
+
+
+def test_ids_are_told_apart_whatever_their_dtypes():
+    big = 2**53
+    true, pred = np.array([big, big + 1]), np.array([big, big + 1], np.uint64)
+    assert scores.confusion_matrix(true, pred).tolist() == [[1, 0], [0, 1]]
+    assert scores.confusion_matrix(true, pred, labels=[big + 1]).tolist() == [[1]]
+    huge = np.array([2**64 - 1, 2**64 - 2], np.uint64)
+    assert scores.confusion_matrix(huge, np.array([-1, -2])).sum(1).tolist() == [0, 0, 1, 1]
+    assert scores.confusion_matrix(huge, huge).tolist() == [[1, 0], [0, 1]]
+    assert scores.confusion_matrix([-1, 2**64 - 1], [-1, 2**64 - 2]).shape == (3, 3)
+    assert scores.classification_metrics([True, False], [1, 0])["accuracy"] == 1
+    assert scores.classification_metrics([1.0, 0.0], np.array([1, 0], np.uint8))["accuracy"] == 1
+    for bad in (np.array([2.0**53 + 2, 0]), np.array([2.0**24 + 2, 0], np.float32)):
+        with pytest.raises(DataError, match="skips integers"):
+            scores.confusion_matrix(bad, bad)
+
+
+def test_text_and_numbers_are_not_one_kind_of_label():
+    words = "labels must be of one kind, got `y_true` text and `y_pred` integers"
+    for true, pred in ((["1", "0"], [1, 0]), (np.array(["True"]), np.array([True])), (["1"], [1.0])):
+        with pytest.raises(DataError, match=words):
+            scores.confusion_matrix(true, pred)
+    with pytest.raises(DataError, match="text and `y_pred` bytes"):
+        scores.confusion_matrix(["a"], [b"a"])
+    with pytest.raises(
+        DataError, match="`y_true` must be labels of one kind, text or integers, got int, str"
+    ):
+        scores.confusion_matrix(["1", 1], ["1", "1"])
+    with pytest.raises(DataError, match="text or integers, got NoneType, str"):
+        scores.confusion_matrix(np.array(["a", None]), np.array(["a", "b"]))
+    with pytest.raises(DataError, match="`y_true` must be numbers or booleans"):
+        scores.roc_auc(["1", "0"], [0.2, 0.1])
+    assert scores.confusion_matrix(np.array(["b", "a"], object), ["b", "b"]).tolist() == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-170, 1.0, 1e170, 1e300])
+def test_r2_is_the_same_at_any_scale(scale):
+    true, pred = np.array([1.0, 2.0, 4.0]) * scale, np.array([1.5, 2.0, 3.0]) * scale
+    with np.errstate(over="ignore"):
+        got = scores.regression_metrics(true, pred)
+    np.testing.assert_allclose(got["r2"], sk.r2_score([1.0, 2.0, 4.0], [1.5, 2.0, 3.0]), rtol=1e-12)
+
+
+def test_spearman_agrees_with_scipy():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(3, 40))
+        true, pred = rng.normal(size=n), rng.normal(size=n)
+        if seed % 2:
+            true, pred = np.round(true), np.round(pred * 2)
+        expected = truth(stats.spearmanr, true, pred).statistic
+        np.testing.assert_allclose(scores.spearman(true, pred), expected, **CLOSE)
+        times = rng.integers(0, 4, n)
+        if times.sum() > 1:
+            expected = truth(stats.spearmanr, np.repeat(true, times), np.repeat(pred, times)).statistic
+            np.testing.assert_allclose(scores.spearman(true, pred, sample_weight=times), expected, **CLOSE)
+    assert np.isnan(scores.spearman([1, 1, 1], [1, 2, 3]))
+    assert scores.spearman([2**53, 2**53 + 1, 2**53 + 2], [1, 2, 3]) == pytest.approx(1)
+    with pytest.raises(DataError, match="has no rank"):
+        scores.spearman([1.0, np.nan], [1, 2])

@@ -106,6 +106,8 @@ def _of_array(x: Any) -> str:
 
 
 def _of_value(x: Value, inside: Any) -> Any:
+    if hasattr(x, "fingerprint"):  # it knows best what it is
+        return {"type": type(x).__name__, **x.fingerprint()}  # type: ignore[attr-defined]
     if x.call is None:
         return {"type": type(x).__name__, "parts": [inside(part) for part in x._parts()]}
     arguments = {k: v for k, v in x.call.arguments.items() if not (isinstance(v, tuple | dict) and not v)}

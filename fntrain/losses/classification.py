@@ -9,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core import check
-from .._core.errors import ConfigError, DataError
+from .._core.errors import ConfigError
 from .._core.typing import ArrayLike
 from .inputs import (
+    absorbed,
     are_distributions,
     at_least_tiny,
     floating,
+    kept,
     over_rows,
     readable,
-    same_shape,
+    weighted,
     weighted_sum,
     within_unit,
 )
+from .labels import class_weights as _class_weights, counted, yes_or_no
 from .loss import Loss
 
 
@@ -32,6 +35,7 @@ def cross_entropy(
     class_weights: ArrayLike | Sequence[float] | None = None,
     ignore_index: int | None = None,
     from_logits: bool = True,
+    weights: ArrayLike | None = None,
 ) -> Loss:
     r"""Cross-entropy between labels and predicted distributions over C classes.
 
@@ -54,15 +58,17 @@ def cross_entropy(
       logits: `[…, C]`, floating-point: scores of any scale, or probabilities if `from_logits` is False.
       labels: integers `[…]`, or distributions `[…, C]`, floating-point.
       label_smoothing: ε, the mass spread evenly over the classes, in [0, 1].
-      class_weights: `[C]`, >= 0.
+      class_weights: `[C]`, >= 0. With integer labels they weigh the mean, and are constants for gradients.
       ignore_index: the integer label of what is not counted (`-100` in torch). Logits there may hold anything,
         and get no gradient.
       from_logits: False takes `logits` as probabilities, which are not normalised again; those below the
         smallest normal float32 count as that.
+      weights: what counts, and how much, broadcastable to `[…]`, >= 0; they multiply the class weights. Logits and
+        labels of weight zero may hold anything, and get no gradient. None is ones.
 
     Returns:
-      A Loss with values `[…]`. Its weights are the class weights of the labels, zero where ignored; None if
-      there is neither. A label that is no class is an error where it can be read, else its value is NaN.
+      A Loss with values `[…]`. Its weights are `weights` times the class weights of the labels, zero where ignored;
+      None if there are none of these. A label that is no class is an error where it can be read, else its value is NaN.
 
     Raises:
       ConfigError: if an option is out of range, `class_weights` is not `[C]`, or `ignore_index` meets
@@ -84,59 +90,60 @@ def cross_entropy(
       `torch.nn.CrossEntropyLoss` (denominators).
     """
     check.number("label_smoothing", label_smoothing, at_least=0, at_most=1)
-    smoothing = float(label_smoothing)
-    logits, labels = floating("logits", logits, "labels"), jnp.asarray(labels)
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise DataError(f"`logits` must have the classes on their last axis, got shape {list(logits.shape)}")
+    logits, labels, w = counted(floating("logits", logits, "labels"), labels, ignore_index, weights)
     classes = logits.shape[-1]
-    weights = None if class_weights is None else _class_weights(class_weights, classes, logits.dtype)
-    of_classes = jnp.issubdtype(labels.dtype, jnp.integer)
-    counted = None
-    if ignore_index is not None:
-        if not of_classes:
-            raise ConfigError(
-                "`ignore_index` needs integer labels; weigh distributions by `Loss(values, weights)`"
-            )
-        counted = labels.astype(jnp.int32) != check.integer("ignore_index", ignore_index)
-    _check_labels(labels, logits.shape, ignore_index)
-    if counted is not None:  # before anything is computed: a NaN there must not reach the gradient either
-        logits = jnp.where(counted[..., None], logits, 0 if from_logits else 1 / classes)
+    per_class = (
+        None
+        if class_weights is None
+        else _class_weights("class_weights", class_weights, classes, logits.dtype)
+    )
+    smoothing = jnp.asarray(label_smoothing).astype(logits.dtype)
+    logits = kept(w, logits, 0 if from_logits else 1 / classes)
     if not from_logits and readable(logits) and not are_distributions(np.asarray(logits)):
         warnings.warn(
             "with `from_logits=False`, rows of `logits` must be >= 0 and sum to 1, and some do not; "
             "pass logits with `from_logits=True`?",
             stacklevel=2,
         )
-    logp = jax.nn.log_softmax(logits) if from_logits else jnp.log(at_least_tiny(logits))
-    if not of_classes:
-        targets = labels.astype(logits.dtype) * (1 - smoothing) + smoothing / classes
-        if weights is not None:
-            targets = targets * over_rows(weights, targets.ndim)
-        return Loss(-weighted_sum(logp, targets))
+    logp = log_probabilities(logits, from_logits)
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        targets = kept(w, labels) * (1 - smoothing) + smoothing / classes
+        if per_class is not None:
+            targets = targets * over_rows(per_class, targets.ndim)
+        return weighted(-weighted_sum(logp, targets), w)
 
-    labels = labels.astype(jnp.int32)
     known = (labels >= 0) & (labels < classes)
     index = jnp.where(known, labels, 0)
     values = -jnp.take_along_axis(logp, index[..., None], axis=-1)[..., 0]
     # A label that is no class keeps a weight, so that its NaN is not taken for something left out.
-    own = None if weights is None else jnp.where(known, weights[index], 1)
-    if smoothing:
-        if weights is None or own is None:
+    own = None
+    if per_class is not None:
+        per_class = jax.lax.stop_gradient(per_class)
+        own = jnp.where(known, per_class[index], 1)
+    if not (check.is_concrete(label_smoothing) and label_smoothing == 0):
+        if per_class is None or own is None:
             spread = -jnp.mean(logp, axis=-1)
         else:
-            spread = -weighted_sum(logp, weights) / (classes * jnp.where(own > 0, own, 1))
-        values = (1 - smoothing) * values + smoothing * spread
+            spread = -weighted_sum(logp, per_class) / (classes * jnp.where(own > 0, own, 1))
+        values = absorbed(1 - smoothing, values) + absorbed(smoothing, spread)
     values = jnp.where(known, values, jnp.nan)
-    if counted is not None:
-        values = jnp.where(counted, values, 0)
-        own = jnp.where(counted, 1 if own is None else own, jnp.zeros((), logits.dtype))
+    if w is not None:
+        values = jnp.where(w != 0, values, 0)
+        own = w if own is None else jnp.where(w != 0, own * w, 0)
     return Loss(values, own)
 
 
-def binary_cross_entropy(logits: jax.Array, labels: jax.Array, *, from_logits: bool = True) -> Loss:
+def binary_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    pos_weight: ArrayLike | Sequence[float] | None = None,
+    from_logits: bool = True,
+    weights: ArrayLike | None = None,
+) -> Loss:
     r"""Cross-entropy of yes-or-no labels, element by element.
 
-    .. math:: \ell = -t \log p - (1 - t) \log (1 - p), \qquad p = \sigma(z)
+    .. math:: \ell = -\omega\, t \log p - (1 - t) \log (1 - p), \qquad p = \sigma(z)
 
     with logits by :math:`-\log \sigma(z) = \log(1 + e^{-z})`, in float32 at least: no overflow, and exact to the
     last digits for confident logits.
@@ -144,13 +151,18 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, *, from_logits: b
     Args:
       logits: `[…]`, floating-point, or probabilities if `from_logits` is False.
       labels: of the same shape: integers or booleans, or probabilities in [0, 1].
+      pos_weight: ω, what a positive costs more than a negative, >= 0: a number, or one for each label of a row,
+        `[C]`. It is part of the values, as in torch: a mean divides by the number of elements. None is 1.
       from_logits: False takes `logits` as probabilities; p and 1 - p below the smallest normal float32 count
         as that.
+      weights: broadcastable to `[…]`, >= 0; elements of weight zero may hold anything. None is ones.
 
     Returns:
-      A Loss with values of that shape (several labels a row have several values).
+      A Loss with values of that shape (several labels a row have several values). Where a label is not in [0, 1]
+      (-1 and 1, 1 and 2, 0 and 255), that is an error if it can be read, else the value is NaN.
 
     Raises:
+      ConfigError: if `pos_weight` is negative or does not broadcast.
       DataError: if the shapes differ, or labels that can be read are not in [0, 1].
 
     Warns:
@@ -162,51 +174,33 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, *, from_logits: b
       >>> [round(float(v), 4) for v in loss.values]
       [0.6931, 0.0, 100.0]
     """
-    z, labels = floating("logits", logits, "labels"), jnp.asarray(labels)
-    same_shape("logits", z, "labels", labels)
-    if readable(labels) and not within_unit(np.asarray(labels)):
-        raise DataError("`labels` must be in [0, 1]")
-    t = labels.astype(z.dtype)
+    z, t, w = yes_or_no("logits", logits, labels, weights)
+    positive = t if pos_weight is None else t * _positive_weight(pos_weight, z)
     if from_logits:
-        yes, no = t * jax.nn.softplus(-z), (1 - t) * jax.nn.softplus(z)
-        return Loss(jnp.where(t > 0, yes, 0) + jnp.where(t < 1, no, 0))  # 0 * inf is 0 here
-    if readable(z) and not within_unit(np.asarray(z)):
-        warnings.warn(
-            "with `from_logits=False`, `logits` must be in [0, 1], and some are not; "
-            "pass logits with `from_logits=True`?",
-            stacklevel=2,
-        )
-    return Loss(-t * jnp.log(at_least_tiny(z)) - (1 - t) * jnp.log(at_least_tiny(1 - z)))
-
-
-def _class_weights(class_weights: Any, classes: int, dtype: Any) -> jax.Array:
-    weights = jnp.asarray(class_weights).astype(dtype)
-    if weights.shape != (classes,):
-        raise ConfigError(
-            f"`class_weights` must have shape [{classes}], one a class, got {list(weights.shape)}"
-        )
-    if readable(weights) and not (np.asarray(weights) >= 0).all():
-        raise ConfigError(f"`class_weights` must be >= 0, got {np.asarray(weights).tolist()}")
-    return weights
-
-
-def _check_labels(labels: jax.Array, logits_shape: tuple[int, ...], ignore_index: int | None) -> None:
-    rows, classes = logits_shape[:-1], logits_shape[-1]
-    floating = jnp.issubdtype(labels.dtype, jnp.floating) and labels.shape == logits_shape
-    if floating:
-        return
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != rows:
-        hint = "; cast one-hot labels to a floating-point dtype" if labels.shape == logits_shape else ""
-        raise DataError(
-            f"`labels` must be integers of shape {list(rows)} or floating-point distributions of shape "
-            f"{list(logits_shape)}, got {labels.dtype.name}{list(labels.shape)}{hint}"
-        )
-    if readable(labels):
-        host = np.asarray(labels)
-        wrong = ((host < 0) | (host >= classes)) & (host != ignore_index)
-        if wrong.any():
-            label, row = host[wrong][0], np.argwhere(wrong)[0].tolist()
-            raise DataError(
-                f"`labels` must be in [0, {classes}), got {label} at {row}"
-                + f"; leave such rows out with `ignore_index={label}`" * bool(label < 0)
+        yes, no = jax.nn.softplus(-z), jax.nn.softplus(z)
+    else:
+        if readable(z) and not within_unit(np.asarray(z)):
+            warnings.warn(
+                "with `from_logits=False`, `logits` must be in [0, 1], and some are not; "
+                "pass logits with `from_logits=True`?",
+                stacklevel=2,
             )
+        yes, no = -jnp.log(at_least_tiny(z)), -jnp.log(at_least_tiny(1 - z))
+    values = absorbed(positive, yes) + absorbed(1 - t, no)
+    return weighted(jnp.where((t >= 0) & (t <= 1), values, jnp.nan), w)
+
+
+def log_probabilities(logits: jax.Array, from_logits: bool) -> jax.Array:
+    """Logarithms of the probabilities of classes on the last axis."""
+    return jax.nn.log_softmax(logits) if from_logits else jnp.log(at_least_tiny(logits))
+
+
+def _positive_weight(pos_weight: Any, z: jax.Array) -> jax.Array:
+    weight = jnp.asarray(pos_weight).astype(z.dtype)
+    if weight.ndim > z.ndim or any(a not in (1, b) for a, b in zip(weight.shape[::-1], z.shape[::-1])):
+        raise ConfigError(
+            f"`pos_weight` must be a number, or broadcast to the labels, {list(z.shape)}, got {list(weight.shape)}"
+        )
+    if readable(weight) and not (np.asarray(weight) >= 0).all():
+        raise ConfigError(f"`pos_weight` must be >= 0, got {np.asarray(weight).tolist()}")
+    return over_rows(weight, z.ndim)

@@ -25,7 +25,11 @@ class Loss:
     Args:
       values: floating-point, a scalar or one value per example or token, `[B, …]`.
       weights: numbers or a mask >= 0, broadcastable to `values` and taken as constants by gradients; None is
-        ones. Values of weight zero are left out, NaN included.
+        ones. Values of weight zero are left out, NaN included: they add nothing to the sum, and their gradient is
+        zero. But that zero then goes back through what computed the value, and autodiff multiplies it by the
+        derivatives there: 0 * NaN is NaN, so a NaN in a target of weight zero ends in every parameter, though the
+        loss is finite. Give the weights to the loss itself, `mse(predictions, targets, weights=w)`, which masks
+        what it is given before it computes anything; in a loss of your own, `jnp.where` the inputs.
       outputs: arrays by name, for metrics to read.
       model_state: new mutable collections (batch statistics, say); None leaves the state's as they are.
 

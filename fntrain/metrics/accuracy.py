@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from .._core import check
 from . import exact
 from .base import element_weights, metric, ratio
-from .labels import among_top, predicted_classes, scores_and_labels, totals
+from .labels import among_top, predicted_classes, scores_and_labels, totals, unordered
 
 
 @metric(better="max")
@@ -14,7 +14,7 @@ def accuracy(top_k: int = 1, logits: str = "logits", labels: str = "labels", wei
 
     .. math:: \frac1N \#\{i : |\{c : z_{ic} > z_{i y_i}\}| < k\}
 
-    Ties go to the lower class. Counts are exact integers; 0 to 1; NaN if nothing was seen.
+    Ties go to the lower class. Counts are exact integers; 0 to 1; NaN if nothing was seen, or a score was NaN.
 
     Args:
       top_k: how many guesses count, >= 1.
@@ -40,16 +40,17 @@ def accuracy(top_k: int = 1, logits: str = "logits", labels: str = "labels", wei
     kind = exact.tally(weighted)
 
     def empty():
-        return kind.empty((2,))  # hits, elements: in one array, since a step hands out every array it reports
+        # Hits, elements, NaN scores: in one array, since a step hands out every array it reports.
+        return kind.empty((3,))
 
     def update(acc, outputs, weight=None):
         scores, y = scores_and_labels(outputs, logits, labels, "accuracy")
         hits = predicted_classes(scores, y) == y if top_k == 1 else among_top(scores, y, top_k)
         amounts = kind.amounts(element_weights(weight, y.shape, "accuracy"))
-        return kind.add(acc, totals([hits, jnp.ones_like(hits)], amounts))
+        return kind.add(acc, totals([hits, jnp.ones_like(hits), unordered(scores, y)], amounts))
 
     def compute(acc):
-        hits, total = kind.read(acc)
-        return ratio(hits, total)
+        hits, total, lost = kind.read(acc)
+        return jnp.where(lost == 0, ratio(hits, total), jnp.nan)
 
     return empty, update, kind.merge, compute

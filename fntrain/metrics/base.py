@@ -176,6 +176,8 @@ def read_output(outputs: Outputs, key: str, reader: str) -> jax.Array:
     """
     if not hasattr(outputs, "keys"):
         raise ConfigError(f"`outputs` must be a mapping from keys to arrays, got {type(outputs).__name__}")
+    if not isinstance(key, str):
+        raise ConfigError(f"{reader} must be given the key of an output, a string, got {key!r}")
     if key not in outputs:
         have = ", ".join(map(repr, sorted(outputs))) or "none"
         raise ConfigError(

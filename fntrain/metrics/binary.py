@@ -6,12 +6,17 @@ import numpy as np
 from .._core import check
 from . import exact
 from .base import element_weights, metric
-from .labels import totals, yes_or_no, zero_ratio
+from .labels import checked_zero_division, totals, yes_or_no, zero_ratio
 
 
 @metric(better=dict.fromkeys(("accuracy", "precision", "recall", "f1"), "max"))
 def binary_stats(
-    threshold: float = 0.5, logits: str = "logits", labels: str = "labels", weighted: bool = False
+    threshold: float = 0.5,
+    logits: str = "logits",
+    labels: str = "labels",
+    weighted: bool = False,
+    *,
+    zero_division: float = 0.0,
 ):
     r"""Counts and ratios of a yes-or-no decision: yes where the probability is at least `threshold`.
 
@@ -22,14 +27,15 @@ def binary_stats(
       logits: the key of the logits, `[…]`, or `[…, 2]`, whose difference is one.
       labels: the key of the labels, 0 or 1, `[…]`; all elements are counted together.
       weighted: True adds up real weights, in float32; False takes weights as a mask and counts.
+      zero_division: the ratio where there is nothing to divide by: 0, 1 or NaN.
 
     Returns:
       A Metric whose value is a dict: `tp`, `fp`, `fn`, `tn`, uint32 counts (held at 2^32 - 1; float32 if
-      weighted), and `accuracy`, `precision`, `recall`, `f1`, float32; 0 where there is nothing to divide by, NaN
-      if nothing was seen or a label was neither 0 nor 1.
+      weighted) of what could be decided, and `accuracy`, `precision`, `recall`, `f1`, float32; NaN if nothing was
+      seen, a logit was NaN, or a label was neither 0 nor 1.
 
     Raises:
-      ConfigError: if `threshold` is not in [0, 1].
+      ConfigError: if `threshold` is not in [0, 1], or `zero_division` is none of these.
 
     Examples:
       >>> import fntrain as ft, jax.numpy as jnp
@@ -40,12 +46,13 @@ def binary_stats(
       (2, 1, 1, 0.5)
     """
     check.number("threshold", threshold, at_least=0, at_most=1)
+    otherwise = checked_zero_division(zero_division)
     kind = exact.tally(weighted)
     with np.errstate(divide="ignore"):
         cut = float(np.log(threshold) - np.log1p(-threshold))
 
     def empty():
-        return kind.empty((5,))  # tp, fp, fn, tn, labels that are neither 0 nor 1
+        return kind.empty((5,))  # tp, fp, fn, tn, what is undecided: NaN, or a label neither 0 nor 1
 
     def update(acc, outputs, weight=None):
         guess, true, known = yes_or_no(outputs, logits, labels, cut, "binary_stats")
@@ -58,9 +65,9 @@ def binary_stats(
         total = tp + fp + fn + tn
         ratios = {
             "accuracy": zero_ratio(tp + tn, total),
-            "precision": zero_ratio(tp, tp + fp),
-            "recall": zero_ratio(tp, tp + fn),
-            "f1": zero_ratio(2 * tp, 2 * tp + fp + fn),
+            "precision": zero_ratio(tp, tp + fp, otherwise),
+            "recall": zero_ratio(tp, tp + fn, otherwise),
+            "f1": zero_ratio(2 * tp, 2 * tp + fp + fn, otherwise),
         }
         usable = (total != 0) & (outside == 0)
         counts = dict(zip(("tp", "fp", "fn", "tn"), kind.values(acc)))

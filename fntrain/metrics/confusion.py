@@ -16,7 +16,7 @@ from .labels import predicted_classes, scores_and_labels, zero_ratio
 class ConfusionState(NamedTuple):
     """Elements by true class and predicted class; a `Count`, or a `Sum` if weighted."""
 
-    cells: Any  # [C * C + 1]: row by row, and last what has a label or prediction that is no class
+    cells: Any  # [C * C + 1]: row by row, and last what has a label or prediction that is no class, NaN among them
 
     @property
     def matrix(self) -> Any:
@@ -77,8 +77,8 @@ def confusion_matrix(
 
     Returns:
       A Metric whose value has shape `[C, C]`: uint32 counts (held at 2^32 - 1; the accumulator's `matrix` has them
-      all, see `count_to_int`), or float32 if normalised or weighted. Elements whose label is no class are in no
-      cell; `normalize` then gives NaN, as it does if nothing was seen.
+      all, see `count_to_int`), or float32 if normalised or weighted. Elements whose label is no class, or of whose
+      scores one is NaN, are in no cell; `normalize` then gives NaN, as it does if nothing was seen.
 
     Raises:
       ConfigError: if `num_classes` is no integer >= 1, or `normalize` is unknown.
@@ -145,17 +145,32 @@ def per_class_accuracy(
 
 
 class ClassCounts(NamedTuple):
-    """What precision, recall and F1 are ratios of, by class."""
+    """What ratios of classes are ratios of, by class, each a sum of its own: a difference would lose digits."""
 
     hits: Any  # [C], predicted and actual
-    predicted: Any  # [C]
-    actual: Any  # [C]
+    false: Any  # [C], predicted, but of another class
+    missed: Any  # [C], actual, but predicted as another
+    others: Any  # [C], of another class
+
+    @property
+    def predicted(self) -> Any:
+        """How much was predicted as the class."""
+        return self.hits + self.false
+
+    @property
+    def actual(self) -> Any:
+        """How much is of the class."""
+        return self.hits + self.missed
 
 
 def counts_of(kind: exact.Tally, acc: ConfusionState) -> ClassCounts:
-    """Hits, predictions and labels of each class."""
+    """The counts of each class."""
     matrix = known_matrix(kind, acc)
-    return ClassCounts(jnp.diagonal(matrix), jnp.sum(matrix, axis=0), jnp.sum(matrix, axis=1))
+    own = jnp.eye(len(matrix), dtype=jnp.bool_)
+    off = jnp.where(own, 0, matrix)
+    actual = jnp.sum(matrix, axis=1)
+    others = jnp.sum(jnp.where(own, 0, actual[None, :]), axis=1)
+    return ClassCounts(jnp.diagonal(matrix), jnp.sum(off, axis=0), jnp.sum(off, axis=1), others)
 
 
 def known_matrix(kind: exact.Tally, acc: ConfusionState) -> jax.Array:

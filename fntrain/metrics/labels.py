@@ -1,9 +1,12 @@
 """What metrics of classes read: scores and labels, which class was predicted, and whether that was right."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from .._core.errors import DataError
+from .._core.errors import ConfigError, DataError
+from .._core.integers import saturated
 from .._core.typing import Outputs
 from .base import read_output
 
@@ -14,9 +17,16 @@ def totals(chosen: list[jax.Array], amounts: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(jnp.where(x, amounts, zero)) for x in chosen])
 
 
-def zero_ratio(top: jax.Array, bottom: jax.Array) -> jax.Array:
-    """`top / bottom`, 0 where the bottom is zero."""
-    return jnp.where(bottom == 0, 0, top / jnp.where(bottom == 0, 1, bottom))
+def zero_ratio(top: jax.Array, bottom: jax.Array, otherwise: float = 0.0) -> jax.Array:
+    """`top / bottom`, 0, or what is said, where the bottom is zero."""
+    return jnp.where(bottom == 0, jnp.float32(otherwise), top / jnp.where(bottom == 0, 1, bottom))
+
+
+def checked_zero_division(value: Any) -> float:
+    """What a ratio with nothing to divide by is: 0, 1 or NaN, as in scikit-learn."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and (value in (0, 1) or value != value):
+        return float(value)
+    raise ConfigError(f"`zero_division` must be 0, 1 or NaN, got {value!r}")
 
 
 def scores_and_labels(outputs: Outputs, logits: str, labels: str, reader: str) -> tuple[jax.Array, jax.Array]:
@@ -33,24 +43,32 @@ def scores_and_labels(outputs: Outputs, logits: str, labels: str, reader: str) -
             f"output {logits!r} of shape {list(scores.shape)}, {scores.dtype.name}, does not fit the labels of shape "
             f"{list(y.shape)} that {reader} reads: expected {wanted}"
         )
-    return scores, y.astype(jnp.int32)
+    return scores, saturated(y)
 
 
 def predicted_classes(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """The highest score's class, the first of equals; integer predictions are taken as they are."""
+    """The highest score's class, the first of equals; -1 if a score is NaN; integer predictions as they are."""
     if scores.ndim == labels.ndim:
-        return scores.astype(jnp.int32)
-    # argmax in two plain reductions, which XLA:CPU does in vectors: the first of the largest, or of the NaN.
+        return saturated(scores)
+    # argmax in two plain reductions, which XLA:CPU does in vectors: the first of the largest. NaN is the largest of
+    # what it is among, and equal to nothing.
     highest = jnp.max(scores, axis=-1, keepdims=True)
     places = jnp.arange(scores.shape[-1], dtype=jnp.int32)
-    chosen = (scores == highest) | jnp.isnan(scores)
-    return jnp.min(jnp.where(chosen, places, jnp.int32(scores.shape[-1])), axis=-1)
+    first = jnp.min(jnp.where(scores == highest, places, jnp.int32(scores.shape[-1])), axis=-1)
+    return jnp.where(unordered(scores, labels), -1, first)
+
+
+def unordered(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether one of a row's scores is NaN, so that no class is its first."""
+    if scores.ndim == labels.ndim:
+        return jnp.zeros(labels.shape, jnp.bool_)
+    return jnp.isnan(jnp.max(scores, axis=-1))  # a reduction that predicted_classes has already
 
 
 def yes_or_no(
     outputs: Outputs, logits: str, labels: str, cut: float, reader: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether predicted, whether true, and whether the label says either, element by element."""
+    """Whether predicted, whether true, and whether both can be said (no NaN, a label of 0 or 1), by element."""
     z, y = read_output(outputs, logits, reader), read_output(outputs, labels, reader)
     if not jnp.issubdtype(z.dtype, jnp.floating):
         raise DataError(
@@ -64,7 +82,7 @@ def yes_or_no(
             f"{reader} reads: expected one logit a label"
         )
     y = y.astype(jnp.float32)
-    return z.astype(jnp.float32) >= jnp.float32(cut), y == 1, (y == 0) | (y == 1)
+    return z.astype(jnp.float32) >= jnp.float32(cut), y == 1, ((y == 0) | (y == 1)) & ~jnp.isnan(z)
 
 
 def among_top(scores: jax.Array, labels: jax.Array, k: int) -> jax.Array:

@@ -121,6 +121,8 @@ def plain_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _number(x: Any) -> Any:
+    if x is None:  # a metric that means nothing for this task
+        return None
     x = np.asarray(x)
     if x.ndim:
         return x

@@ -30,14 +30,17 @@ from .decays import (
     rsqrt as rsqrt,
     step_decay as step_decay,
 )
+from .names import FORMS as FORMS, get as get
 from .types import Schedule as Schedule, constant as constant, schedule as schedule
 
 __all__ = [
+    "FORMS",
     "Schedule",
     "constant",
     "cooldown",
     "cosine",
     "exponential",
+    "get",
     "in_epochs",
     "join",
     "linear",

@@ -21,6 +21,7 @@ from ..metrics import basic
 from ..sharding import manual
 from ..sharding.explicit import automatic
 from .batch_loss import add_loss, batch_loss
+from .pairs import warn_of_pairs
 from .reports import StepMetrics, empty_like, merge
 from .task import Context, Task
 
@@ -61,6 +62,7 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
     values = tree.wide(values)
     if rows is not None and (values.ndim == 0 or values.shape[0] != rows):
         raise _not_per_example(values, rows)
+    warn_of_pairs(task.loss_fn, values, batch)
     total, total_weight, counted = _reduce(values, loss.weights, weight)
     outputs = precision.cast(dict(loss.outputs), policy.output)  # type: ignore[union-attr]
     metrics = StepMetrics(

@@ -159,10 +159,14 @@ class Task(Value):
         return {name: fingerprint(part) for name, part in zip(names, self._parts())}
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.call is not None:
+            return self.call.remake()
         loss_fn, tx, metrics, *keywords = self._parts()
         return _make_task, (loss_fn, tx, dict(metrics), *keywords)
 
     def __repr__(self) -> str:
+        if self.call is not None:
+            return repr(self.call)
         names = ", ".join(self.metrics)
         loss = getattr(self.loss_fn, "__name__", repr(self.loss_fn))
         return f"Task({loss}, {show(self.tx)}, metrics=[{names}], microbatches={self.microbatches})"

@@ -184,6 +184,19 @@ def test_columns_that_come_from_a_metric_know_its_direction():
 
 # Written out by hand: whoever adds a metric says here which of its values are better, or that none is.
 BETTER = {
+    "balanced_accuracy": "max",
+    "brier": "min",
+    "cohen_kappa": "max",
+    "dice": "max",
+    "expected_calibration_error": "min",
+    "explained_variance": "max",
+    "fbeta": "max",
+    "iou": "max",
+    "mape": "min",
+    "mcc": "max",
+    "ndcg": "max",
+    "pearson": "max",
+    "specificity": "max",
     "accuracy": "max",
     "average_precision": "max",
     "binary_stats": {"accuracy": "max", "precision": "max", "recall": "max", "f1": "max"},
@@ -204,6 +217,13 @@ BETTER = {
 }
 
 ARGUMENTS = {
+    "balanced_accuracy": dict(num_classes=2),
+    "cohen_kappa": dict(num_classes=2),
+    "dice": dict(num_classes=2),
+    "iou": dict(num_classes=2),
+    "mcc": dict(num_classes=2),
+    "specificity": dict(num_classes=2),
+    "fbeta": dict(num_classes=2, beta=2.0),
     "collect": dict(a=ft.metrics.accuracy(), b=ft.metrics.mse(), c=ft.metrics.mean("x")),
     "confusion_matrix": dict(num_classes=2),
     "f1": dict(num_classes=2),

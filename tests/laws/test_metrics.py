@@ -47,6 +47,19 @@ METRICS = {
     "rmse": lambda: ft.metrics.rmse(predictions="x", targets="t"),
     "mae": lambda: ft.metrics.mae(predictions="x", targets="t"),
     "r2": lambda: ft.metrics.r2(predictions="x", targets="t"),
+    "explained_variance": lambda: ft.metrics.explained_variance(predictions="x", targets="t"),
+    "pearson": lambda: ft.metrics.pearson(predictions="x", targets="t"),
+    "mape": lambda: ft.metrics.mape(predictions="x", targets="t"),
+    "fbeta": lambda: ft.metrics.fbeta(4, 2.0),
+    "specificity": lambda: ft.metrics.specificity(4, average=None),
+    "iou of some": lambda: ft.metrics.iou(4, average="micro", classes=[2, 0]),
+    "dice of labels": lambda: ft.metrics.dice(2, multilabel=True, logits="two", labels="each"),
+    "balanced_accuracy": lambda: ft.metrics.balanced_accuracy(4),
+    "mcc": lambda: ft.metrics.mcc(4),
+    "cohen_kappa": lambda: ft.metrics.cohen_kappa(4, "quadratic"),
+    "expected_calibration_error": lambda: ft.metrics.expected_calibration_error(5),
+    "brier": lambda: ft.metrics.brier(),
+    "ndcg": lambda: ft.metrics.ndcg(2, logits="two", labels="each"),
 }
 
 

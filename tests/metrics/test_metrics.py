@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,8 @@ def make_outputs(seed=0):
         "targets": targets.astype(np.float32),
         "predictions": (targets + rng.normal(size=ROWS) * 0.5).astype(np.float32),
         "tokens": rng.integers(0, CLASSES, (ROWS, 3)).astype(np.int32),
+        "list_scores": np.round(rng.normal(size=(ROWS, 6)), 0).astype(np.float32),  # with ties
+        "list_gains": rng.integers(0, 4, (ROWS, 6)) * (rng.uniform(size=(ROWS, 1)) < 0.9).astype(np.float32),
         "token_logits": rng.normal(size=(ROWS, 3, CLASSES)).astype(np.float32),
     }
 
@@ -120,11 +123,83 @@ TOKENS = dict(logits="token_logits", labels="tokens")
 LABELS = dict(labels="several", multilabel=True)
 
 
+LISTS = dict(logits="list_scores", labels="list_gains")
+
+
+def specificity(y, guess, sample_weight, average, zero_division, labels=None):
+    """From scikit-learn's counts, class by class, averaged as it averages recall."""
+    if np.ndim(y) == 1:
+        counts = sk.multilabel_confusion_matrix(
+            y, guess, sample_weight=sample_weight, labels=np.arange(CLASSES)
+        )
+        present = counts[:, 0, 1] + counts[:, 1, 0] + counts[:, 1, 1] > 0
+    else:
+        counts, present = (
+            sk.multilabel_confusion_matrix(y, guess, sample_weight=sample_weight),
+            np.ones(CLASSES, bool),
+        )
+    tn, fp, support = counts[:, 0, 0], counts[:, 0, 1], counts[:, 1].sum(1)
+    each = tn / (tn + fp)
+    if average is None:
+        return each
+    if average == "micro":
+        return tn.sum() / (tn + fp).sum()
+    return each[present].mean() if average == "macro" else np.average(each, weights=support)
+
+
+def decided(function):
+    return lambda o, w: function(o["labels"], o["logits"].argmax(1), sample_weight=w)
+
+
+def of_some(function, average, otherwise):
+    def oracle(o, w):
+        kwargs = dict(sample_weight=w, average=average, zero_division=otherwise, labels=[3, 2, 1])
+        return function(o["labels"], o["logits"].argmax(1), **kwargs)
+
+    return oracle
+
+
+def pearson(o, w):
+    y, p = o["targets"].astype(np.float64), o["predictions"].astype(np.float64)
+    cov = np.cov(np.stack([y, p]), aweights=w)
+    return cov[0, 1] / np.sqrt(cov[0, 0] * cov[1, 1])
+
+
+def brier(o, w):
+    p = np.exp(log_softmax(o["logits"]))
+    return sk.brier_score_loss(o["labels"], p, sample_weight=w, labels=np.arange(CLASSES))
+
+
+def binary_brier(o, w):
+    return sk.brier_score_loss(o["yes"], 1 / (1 + np.exp(-o["logit"].astype(np.float64))), sample_weight=w)
+
+
+def calibration(bins):
+    """Bin by bin, as the definition reads."""
+
+    def oracle(o, w):
+        p = np.exp(log_softmax(o["logits"]))
+        confidence, hit = p.max(1), p.argmax(1) == o["labels"]
+        total = 0.0
+        for b in range(bins):
+            here = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+            if w[here].sum() > 0:
+                apart = np.average(hit[here], weights=w[here]) - np.average(confidence[here], weights=w[here])
+                total += w[here].sum() / w.sum() * abs(apart)
+        return total
+
+    return oracle
+
+
+def gain(k):
+    return lambda o, w: sk.ndcg_score(o["list_gains"], o["list_scores"], k=k, sample_weight=w)
+
+
 def averages(make, function, oracle, **kwargs):
     """A row for each average of precision, recall or F1."""
     return {
         f"{make.__name__}, {average}": (
-            lambda average=average: make(CLASSES, average, **kwargs),
+            lambda average=average: make(CLASSES, average=average, **kwargs),
             oracle(function, average),
             kwargs.get("weighted", False),
         )
@@ -149,6 +224,13 @@ REGISTRY = {
         "rmse": (metrics.rmse, on_regression(sk.root_mean_squared_error), True),
         "mae": (metrics.mae, on_regression(sk.mean_absolute_error), True),
         "r2": (metrics.r2, on_regression(sk.r2_score), True),
+        "explained_variance": (metrics.explained_variance, on_regression(sk.explained_variance_score), True),
+        "mape": (metrics.mape, on_regression(sk.mean_absolute_percentage_error), True),
+        "pearson": (metrics.pearson, pearson, True),
+        "brier": (metrics.brier, brier, True),
+        "brier of two": (lambda: metrics.brier(**BINARY), binary_brier, True),
+        "ndcg": (lambda: metrics.ndcg(**LISTS), gain(None), True),
+        "ndcg, 2": (lambda: metrics.ndcg(2, **LISTS), gain(2), True),
     },
     "hits": {
         "accuracy": (metrics.accuracy, plain_accuracy, False),
@@ -160,6 +242,12 @@ REGISTRY = {
             False,
         ),
         "accuracy, top 9": (lambda: metrics.accuracy(9), lambda o, w: 1.0, False),
+        "calibration": (lambda: metrics.expected_calibration_error(7), calibration(7), False),
+        "calibration, weighted": (
+            lambda: metrics.expected_calibration_error(7, weighted=True),
+            calibration(7),
+            True,
+        ),
         "binary_stats": (lambda: metrics.binary_stats(0.4, **BINARY), binary, False),
         "sums of binary_stats": (lambda: metrics.binary_stats(0.4, weighted=True, **BINARY), binary, True),
     },
@@ -173,11 +261,66 @@ REGISTRY = {
         "matrix, pred": (lambda: metrics.confusion_matrix(CLASSES, "pred"), matrix("pred"), False),
         "matrix, all": (lambda: metrics.confusion_matrix(CLASSES, "all"), matrix("all"), False),
     },
+    "more classes": {
+        **averages(metrics.fbeta, partial(sk.fbeta_score, beta=0.5), of_classes, beta=0.5),
+        **averages(metrics.iou, sk.jaccard_score, of_classes),
+        **averages(metrics.dice, sk.f1_score, of_classes),
+        **averages(metrics.specificity, specificity, of_classes),
+        "balanced_accuracy": (
+            lambda: metrics.balanced_accuracy(CLASSES),
+            decided(sk.balanced_accuracy_score),
+            False,
+        ),
+        "balanced_accuracy, adjusted": (
+            lambda: metrics.balanced_accuracy(CLASSES, adjusted=True),
+            decided(partial(sk.balanced_accuracy_score, adjusted=True)),
+            False,
+        ),
+        "mcc": (lambda: metrics.mcc(CLASSES), decided(sk.matthews_corrcoef), False),
+        **{
+            f"cohen_kappa, {by}": (
+                lambda by=by: metrics.cohen_kappa(CLASSES, by),
+                decided(partial(sk.cohen_kappa_score, weights=by, labels=np.arange(CLASSES))),
+                False,
+            )
+            for by in (None, "linear", "quadratic")
+        },
+    },
+    "chosen classes": {
+        **{
+            f"{make.__name__} of some, {average}, {otherwise}": (
+                lambda make=make, average=average, otherwise=otherwise: make(
+                    CLASSES, average, classes=[3, 2, 1], zero_division=otherwise
+                ),
+                of_some(function, average, otherwise),
+                False,
+            )
+            for make, function in (
+                (metrics.precision, sk.precision_score),
+                (metrics.recall, sk.recall_score),
+                (metrics.f1, sk.f1_score),
+            )
+            for average in ("macro", "micro", "weighted", None)
+            for otherwise in (0.0, 1.0, np.nan)
+            if average is not None or otherwise == otherwise
+        },
+    },
     "weighted classes": {
+        "mcc, weighted": (lambda: metrics.mcc(CLASSES, weighted=True), decided(sk.matthews_corrcoef), True),
+        "cohen_kappa, weighted": (
+            lambda: metrics.cohen_kappa(CLASSES, "linear", weighted=True),
+            decided(partial(sk.cohen_kappa_score, weights="linear", labels=np.arange(CLASSES))),
+            True,
+        ),
+        **averages(metrics.specificity, specificity, of_classes, weighted=True),
         **averages(metrics.f1, sk.f1_score, of_classes, weighted=True),
         "sums of weights": (lambda: metrics.confusion_matrix(CLASSES, weighted=True), matrix(None), True),
     },
-    "labels": averages(metrics.f1, sk.f1_score, of_labels, **LABELS),
+    "labels": {
+        **averages(metrics.f1, sk.f1_score, of_labels, **LABELS),
+        **averages(metrics.iou, sk.jaccard_score, of_labels, **LABELS),
+        **averages(metrics.specificity, specificity, of_labels, **LABELS),
+    },
     "weighted labels": averages(metrics.precision, sk.precision_score, of_labels, weighted=True, **LABELS),
 }
 
@@ -392,7 +535,7 @@ def test_accuracy_after_2_31_elements():
     acc = m.merge(right, wrong)
     for _ in range(33):
         acc = m.merge(acc, acc)
-    assert metrics.count_to_int(acc).tolist() == [3 * 2**33, 2**35]
+    assert metrics.count_to_int(acc).tolist() == [3 * 2**33, 2**35, 0]
     assert float(m.compute(acc)) == 0.75
 
 
@@ -429,7 +572,10 @@ def test_r2_far_from_zero(cut):
     acc, _ = jax.jit(lambda xs: jax.lax.scan(lambda a, x: (m.update(a, *x), None), m.empty(), xs))((parts, w))
     np.testing.assert_allclose(m.compute(acc), truth, rtol=1e-6)
     np.testing.assert_allclose(
-        float(acc.mean.value) + float(acc.mean.error), y.astype(np.float64).mean(), rtol=1e-10
+        float(acc.moments.mean.value[0]) * 2.0 ** int(acc.moments.exponent[0])
+        + float(acc.moments.mean.error[0]) * 2.0 ** int(acc.moments.exponent[0]),
+        y.astype(np.float64).mean(),
+        rtol=1e-10,
     )
 
 
@@ -442,7 +588,7 @@ def test_r2_of_constant_targets():
         y = np.full(1000, rng.normal() * 10 ** rng.uniform(-3, 5), np.float32)
         w = rng.uniform(0.1, 2, 1000).astype(np.float32)
         exact = update(m.empty(), {"predictions": y, "targets": y}, w)
-        assert float(exact.spread.value) == 0
+        assert float(exact.moments.spread.value[0]) == 0
     assert float(m.compute(m.merge(exact, exact))) == 1.0
     off = update(m.empty(), {"predictions": y * np.float32(1.1), "targets": y}, w)
     assert float(m.compute(m.merge(exact, off))) == 0.0
