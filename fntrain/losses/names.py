@@ -68,14 +68,14 @@ def get(name: str, **options: Any) -> Callable[..., Loss]:
     Examples:
       >>> import fntrain as ft, jax.numpy as jnp
       >>> loss = ft.losses.get("huber", delta=0.5)
-      >>> loss(jnp.zeros(2), jnp.array([0.1, 3.0])).values.round(4).tolist()
-      [0.005, 1.375]
+      >>> loss(jnp.zeros(2), jnp.array([0.5, 3.0])).values.tolist()
+      [0.125, 1.375]
     """
     if isinstance(name, str):
         name = ALIASES.get(name, name)
     check.one_of("loss", name, list(LOSSES))
     loss = LOSSES[name]
-    known = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = list(inspect.signature(loss).parameters)[2:]  # after outputs and targets
     for option in options:
         if option not in known:
             raise ConfigError(

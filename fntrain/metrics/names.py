@@ -115,7 +115,9 @@ def get(name: str, **options: Any) -> Metric:
                 f"`{option}` is no argument of {name}, which has {tree.some(known, len(known))}"
                 + check.did_you_mean(option, known)
             )
-    missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name not in options]
+    missing = [
+        p.name for p in signature.parameters.values() if p.default is p.empty and p.name not in options
+    ]
     if missing:
         raise ConfigError(f"`{name}` needs {tree.some(missing)}: `metrics.get({name!r}, {missing[0]}=…)`")
     return METRICS[name](**options)

@@ -42,13 +42,18 @@ class NNX(Model):
 
     def fingerprint(self) -> Any:
         """The module's class and structure: no two of the same have to be the same object."""
-        return {"nnx": self._name, "made": fingerprint(self._made), "graph": _fingerprint(self._graph)}
+        return {"nnx": self._name, "made": fingerprint(self._made), "modules": _said(self._abstract())}
 
     def __reduce__(self) -> Any:
         if self._made is not None:
             return nnx, (self._made,)
         module = self.module(self._given)  # type: ignore[arg-type]
         return nnx, (module,)
+
+    def _abstract(self) -> Any:
+        from flax import nnx
+
+        return nnx.merge(self._graph, self._params, self._keys, self._rest)
 
     def init(self, key: jax.Array) -> Variables:
         from flax import nnx
@@ -150,10 +155,23 @@ class _counted:
             norm.__class__ = nnx.BatchNorm
 
 
-def _fingerprint(graph: Any) -> Any:
-    return [fingerprint(getattr(node, "type", None)) for node in getattr(graph, "nodes", [])] + [
-        fingerprint(getattr(graph, "attributes", None))
-    ]
+def _said(module: Any) -> dict[str, Any]:
+    """What each module of it is, by its path: the class, and what it holds besides arrays and other modules."""
+    from flax import nnx
+
+    said = {}
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Module):
+            own = {
+                k: v
+                for k, v in vars(node).items()
+                if not (k.startswith("_") or isinstance(v, nnx.Variable | nnx.Pytree))
+            }
+            said["/".join(map(str, path))] = {
+                "type": type(node).__name__,
+                **{k: fingerprint(v) for k, v in own.items()},
+            }
+    return said
 
 
 def nnx(module: Any) -> NNX:

@@ -38,7 +38,15 @@ ALIASES = {
 
 _CLASSES = ("cross_entropy", "focal")
 _YES_OR_NO = ("binary_cross_entropy", "binary_focal", "hinge", "squared_hinge")
-_OF_CLASSES = ("confusion_matrix", "dice", "f1", "fbeta", "iou", "per_class_accuracy", "precision", "recall", "specificity")
+_AVERAGED = ("dice", "f1", "fbeta", "iou", "precision", "recall", "specificity")
+_OF_CLASSES = (
+    *_AVERAGED,
+    "balanced_accuracy",
+    "cohen_kappa",
+    "confusion_matrix",
+    "mcc",
+    "per_class_accuracy",
+)
 
 
 def supervised(
@@ -81,8 +89,8 @@ def supervised(
       warmup: updates over which the rate rises from 0; the schedule begins after them.
       clip_value: largest absolute value of a gradient's entry; None, 0 are off.
       clip_norm: largest norm of the gradient; None, 0 are off.
-      weight_decay: as the optimizer has it: decoupled for `adamw`, `lion` and `adafactor`, otherwise L2, the gradient of
-        lambda / 2 ||w||^2.
+      weight_decay: as the optimizer has it: decoupled for `adamw`, `lion` and `adafactor`, otherwise L2, the gradient
+        of lambda / 2 ||w||^2.
       nesterov: of `sgd`.
       momentum: of `sgd` and `rmsprop`.
       accumulate_gradients: batches an update (`MultiSteps`).
@@ -105,7 +113,7 @@ def supervised(
       >>> model = ft.models.plain(lambda key: {"w": jnp.zeros((4, 3))}, lambda params, x: x @ params["w"])
       >>> task = ft.supervised(model, "cross_entropy", "sgd", lr=0.1, clip_norm=1.0, warmup=10)
       >>> task.tx
-      chain(clip_by_norm=clip_by_norm(max_norm=1.0), sgd=sgd(learning_rate=warmup(schedule=0.1, steps=10)))
+      chain(clip_by_norm(max_norm=1.0), sgd(learning_rate=warmup(schedule=0.1, steps=10)))
       >>> state = ft.init_state(task, model.init)
       >>> x, y = jnp.eye(4), jnp.array([0, 1, 2, 0])
       >>> state, history = ft.fit(task, state, (x, y), epochs=2, progress=False)
@@ -122,14 +130,22 @@ def supervised(
             raise ConfigError(f"`{spelling}` and `{name}` are the same option; give one of them")
         given[name] = options.pop(spelling)
         defaults[name] = object()  # a second alias is a second spelling
-    return _supervised(model, **given, options=tuple(sorted(options.items())))
+    return _supervised(model, **given, **options)
 
 
 def _is_default(value: Any, default: Any) -> bool:
     return value is default or (isinstance(value, type(default)) and bool(np.all(value == default)))
 
 
+def _spelled_as_public(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What it makes prints as the call of `supervised`, with the options that are not at their defaults."""
+    function.__signature__ = inspect.signature(supervised)  # type: ignore[attr-defined]
+    function.__name__ = "supervised"
+    return function
+
+
 @factory(Task)
+@_spelled_as_public
 def _supervised(
     model,
     loss,
@@ -152,13 +168,13 @@ def _supervised(
     num_classes,
     microbatches,
     policy,
-    options,
+    **options,
 ):
     apply = _applied(model)
     weights = _class_weights(class_weights, class_counts)
     kind, loss_of = _loss(loss, weights, label_smoothing, ignore_index)
     rate = _rate(learning_rate, lr_schedule, warmup, steps)
-    made = _optimizer(optimizer, rate, weight_decay, nesterov, momentum, dict(options))
+    made = _optimizer(optimizer, rate, weight_decay, nesterov, momentum, options)
     tx = _stages(made, clip_value, clip_norm, accumulate_gradients)
 
     def outputs_of(params: Any, batch: Any, ctx: Any) -> tuple[Any, Any]:
@@ -192,7 +208,10 @@ def _applied(model: Any) -> Callable[..., tuple[Any, Any]]:
     if isinstance(model, Model):
         return model.apply
     library = type(model).__module__.split(".")[0]
-    wrapped = {"flax": "models.nnx(module) or models.linen(module, example)", "equinox": "models.equinox(module)"}
+    wrapped = {
+        "flax": "models.nnx(module) or models.linen(module, example)",
+        "equinox": "models.equinox(module)",
+    }
     for base in type(model).__mro__:
         library = base.__module__.split(".")[0]
         if library in wrapped:
@@ -227,8 +246,14 @@ def _class_weights(given: Any, counts: Any) -> Any:
 
 def _loss(loss: Any, class_weights: Any, label_smoothing: float, ignore_index: int | None) -> tuple[str, Any]:
     """What kind of outputs the loss is of, and the loss."""
-    options = {"class_weights": class_weights, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
-    options = {name: x for name, x in options.items() if not (x is None or (name == "label_smoothing" and x == 0))}
+    options = {
+        "class_weights": class_weights,
+        "label_smoothing": label_smoothing,
+        "ignore_index": ignore_index,
+    }
+    options = {
+        name: x for name, x in options.items() if not (x is None or (name == "label_smoothing" and x == 0))
+    }
     if not isinstance(loss, str):
         if options:
             raise ConfigError(f"{tree.some(list(options))}: give a loss of your own its options itself")
@@ -246,7 +271,11 @@ def _named(kind: str, out: Any, targets: Any) -> dict[str, Any]:
     if kind == "values":
         return {"predictions": out, "targets": targets}
     named = {"logits": out, "labels": targets}
-    return named if kind == "classes" else {**named, "predictions": (out > 0).astype(jnp.int32)}
+    if kind == "classes":
+        return named
+    # As scores of two classes, so that NaN stays NaN; one half is a yes, as in `binary_stats`.
+    yes = jnp.where(out == 0, jnp.ones((), out.dtype), out)
+    return {**named, "scores": jnp.stack([jnp.zeros_like(yes), yes], axis=-1)}
 
 
 def _metrics(given: Any, kind: str, num_classes: int | None) -> dict[str, Metric]:
@@ -262,8 +291,11 @@ def _metric(name: str, kind: str, num_classes: int | None) -> Metric:
         return _no_accuracy()
     options: dict[str, Any] = {}
     if kind == "yes or no" and meant in ("accuracy", *_OF_CLASSES):
-        options["logits"] = "predictions"
-    if "num_classes" in inspect.signature(metrics_lib.METRICS[meant]).parameters:
+        options["logits"] = "scores"
+    if kind == "yes or no" and meant in _AVERAGED:
+        options["classes"] = (1,)  # of "yes", as scikit-learn's `average="binary"`
+    classes = inspect.signature(metrics_lib.METRICS[meant]).parameters.get("num_classes")
+    if classes is not None and classes.default is classes.empty:
         options["num_classes"] = 2 if kind == "yes or no" else num_classes
         if options["num_classes"] is None:
             raise ConfigError(f"the metric `{name}` counts classes: say how many, `num_classes=`")
@@ -294,7 +326,12 @@ def _rate(learning_rate: Any, lr_schedule: Any, warmup: int, steps: int | None) 
 def _optimizer(
     optimizer: Any, rate: Any, weight_decay: Any, nesterov: bool, momentum: Any, options: dict[str, Any]
 ) -> list[Any]:
-    named = {"learning_rate": rate, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov or None}
+    named = {
+        "learning_rate": rate,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "nesterov": nesterov or None,
+    }
     named = {name: x for name, x in named.items() if x is not None}
     if not isinstance(optimizer, str):
         if named or options:
@@ -315,7 +352,9 @@ def _optimizer(
         if name in named and name not in taken:
             raise ConfigError(f"`{name}`: {optimizer} has none; it has {tree.some(list(taken), 20)}")
     before = []
-    if "weight_decay" in named and "weight_decay" not in taken:  # L2: in the gradient, before the preconditioner
+    if (
+        "weight_decay" in named and "weight_decay" not in taken
+    ):  # L2: in the gradient, before the preconditioner
         before = [add_weight_decay(named.pop("weight_decay"))]
     return [*before, optimizers.get(optimizer, **named, **options)]
 

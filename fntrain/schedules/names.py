@@ -4,8 +4,9 @@ from typing import Any
 
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.typing import ScheduleLike
 from .decays import cosine, exponential, linear, step_decay
-from .types import ScheduleLike, constant
+from .types import constant
 
 FORMS = {
     "step": "(rate, every, factor)",
@@ -20,8 +21,8 @@ FORMS = {
 def get(spec: Any, *, rate: ScheduleLike | None = None, steps: int | None = None) -> Any:
     """A schedule from a name, a tuple `(name, *numbers)`, a number or a schedule.
 
-    The unit is optimizer updates. `cosine` and `linear` go over `steps` of them, the whole run; `exponential` multiplies
-    by its factor at each.
+    The unit is optimizer updates. `cosine` and `linear` go over `steps` of them, the whole run; `exponential`
+    multiplies by its factor at each.
 
     Args:
       spec: `"cosine"`, `("cosine", 1e-3, 1e-5)`, `("step", 0.1, 30, 0.5)`, …, as FORMS says; a name alone starts from
@@ -39,7 +40,8 @@ def get(spec: Any, *, rate: ScheduleLike | None = None, steps: int | None = None
     """
     if not isinstance(spec, str | tuple | list):
         return spec
-    name, *numbers = (spec,) if isinstance(spec, str) else spec
+    name, *rest = (spec,) if isinstance(spec, str) else spec
+    numbers: list[Any] = list(rest)
     check.one_of("lr_schedule", name, list(FORMS))
     if name in ("cosine", "linear") and steps is None:
         raise ConfigError(
