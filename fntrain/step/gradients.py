@@ -62,7 +62,7 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
     values = tree.wide(values)
     if rows is not None and (values.ndim == 0 or values.shape[0] != rows):
         raise _not_per_example(values, rows)
-    warn_of_pairs(task.loss_fn, values, batch)
+    warn_of_pairs(task.loss_fn, loss, batch)
     total, total_weight, counted = _reduce(values, loss.weights, weight)
     outputs = precision.cast(dict(loss.outputs), policy.output)  # type: ignore[union-attr]
     metrics = StepMetrics(

@@ -11,19 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.typing import Batch
+from ..losses.loss import Loss
 
 _SAID: "weakref.WeakSet[Callable[..., Any]]" = weakref.WeakSet()
 
 
-def warn_of_pairs(loss_fn: Callable[..., Any], values: jax.Array, batch: Batch) -> None:
+def warn_of_pairs(loss_fn: Callable[..., Any], loss: Loss, batch: Batch) -> None:
     """Warn, once for a loss function, of values whose second axis is as long as the batch.
 
-    Silent where the batch itself has such an axis of tokens (integers, or of more than two axes), and for one example.
+    Silent where that axis is of tokens: the loss weighs each, or the batch has it too (integers, or more than two
+    axes). And for one example.
 
     Warns:
       UserWarning: naming the function, the shape and the usual slip.
     """
-    rows = values.shape[0] if values.ndim > 1 else 0
+    values, weighs = loss.values, loss.weights is not None and loss.weights.ndim > 1
+    rows = values.shape[0] if values.ndim > 1 and not weighs else 0
     if rows < 2 or values.shape[1] != rows or loss_fn in _SAID:
         return
     leaves = [x for x in jax.tree.leaves(batch) if np.ndim(x) > 0]

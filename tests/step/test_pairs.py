@@ -43,9 +43,13 @@ def test_what_is_meant_is_not_warned_about():
     def tokens(params, batch, ctx):
         return ft.losses.cross_entropy(jnp.zeros((6, 6, 3)) + jnp.sum(params["w"]), batch)
 
+    def weighed(params, batch, ctx):
+        return ft.Loss(batch + jnp.sum(params["w"]), jnp.tril(jnp.ones((6, 6))))
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for loss_fn, batch in (
+            (weighed, np.zeros((6, 6), np.float32)),
             (per_example, (X, X[:, 0])),
             (several, (X, X[:, 0])),
             (tokens, np.zeros((6, 6), np.int32)),
