@@ -50,8 +50,9 @@ def counts(leaves: list[jax.Array]) -> jax.Array:
     if small:
         sizes = np.array([leaves[i].size for i in small])
         longest, starts = int(sizes.max()), np.cumsum(sizes) - sizes
-        joined = [jnp.ravel(leaves[i]).astype(jnp.float32) for i in small]
-        line = jnp.concatenate([*joined, jnp.zeros((longest,), jnp.float32)])
+        kind = tree.widest([leaves[i] for i in small])
+        joined = [jnp.ravel(leaves[i]).astype(kind) for i in small]
+        line = jnp.concatenate([*joined, jnp.zeros((longest,), kind)])
 
         def leaf(x: tuple[jax.Array, jax.Array]) -> jax.Array:
             start, size = x
