@@ -210,8 +210,14 @@ def zeros_like(tree: PyTree, dtype: Any = None) -> PyTree:
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    """Each leaf in the dtype of the same leaf of `like`."""
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+    """Each leaf in the dtype of the same leaf of `like`; complex numbers are not made real, but refused."""
+
+    def one(x: Any, y: Any) -> Any:
+        if _is_complex(x) and not _is_complex(y):
+            raise _complex_refused(x)
+        return x.astype(y.dtype)
+
+    return jax.tree.map(one, tree, like)
 
 
 def where(condition: Any, yes: PyTree, no: PyTree) -> PyTree:
@@ -240,15 +246,22 @@ def wide(x: Any) -> jax.Array:
 
 def wide_dtype(x: Any) -> Any:
     """The dtype of `wide(x)`: float64 for float64, else float32; complex numbers are refused."""
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise ConfigError(
-            f"a leaf is complex ({x.dtype}{list(np.shape(x))}), which has no agreed gradient; keep its real and "
-            f"imaginary parts as two leaves"
-        )
-    dtype = (
-        x.dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(x.dtype)
-    )  # NumPy's own float64
+    if _is_complex(x):
+        raise _complex_refused(x)
+    # NumPy's own float64 is what JAX will make of it.
+    dtype = x.dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(x.dtype)
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def _is_complex(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.complexfloating))
+
+
+def _complex_refused(x: Any) -> ConfigError:
+    return ConfigError(
+        f"a leaf is complex ({x.dtype}{list(np.shape(x))}), which has no agreed gradient; keep its real and imaginary "
+        f"parts as two leaves"
+    )
 
 
 def widest(tree: PyTree) -> Any:

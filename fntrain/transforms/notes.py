@@ -57,7 +57,7 @@ def counts(leaves: list[jax.Array]) -> jax.Array:
         def leaf(x: tuple[jax.Array, jax.Array]) -> jax.Array:
             start, size = x
             part = jax.lax.dynamic_slice_in_dim(line, start, longest)
-            return _counted(part, jnp.arange(longest) < size)
+            return _counted(part, jnp.arange(longest, dtype=jnp.int32) < size)
 
         pairs = jax.lax.map(leaf, (jnp.asarray(starts, jnp.int32), jnp.asarray(sizes, jnp.int32)))
         for i, pair in zip(small, jnp.unstack(pairs)):
