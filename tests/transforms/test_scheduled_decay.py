@@ -43,7 +43,11 @@ def test_adam_corrects_by_the_product_of_its_decays(b1, b2):
     steps = range(len(GRADS))
     betas = [[float(b(t)) if callable(b) else b for t in steps] for b in (b1, b2)]
     np.testing.assert_allclose(got, adam(*betas), rtol=2e-5)
-    assert set(state.seen) == {name for name, b in (("b1", b1), ("b2", b2)) if callable(b)}
+    changing = {name: b for name, b in (("b1", b1), ("b2", b2)) if callable(b)}
+    assert set(state.seen) == set(changing)
+    assert {k: float(x) for k, x in ft.transforms.recorded(state).items()} == {
+        k: float(b(len(GRADS) - 1)) for k, b in changing.items()
+    }
 
 
 def test_a_decay_set_in_the_state_counts_from_there():
