@@ -63,10 +63,10 @@ def check_transform(
     """The laws of a transform.
 
     `init` and `update` agree in structure, shape, dtype and weak type; updates have the parameters' shapes and
-    the gradients' dtypes; state is arrays, floating-point ones float32; no buffer of the state is one of the
-    parameters', and `update` leaves the state it is given as it is; equal calls give equal results, and compiled and
-    eager ones agree; `apply` is what `update` and an addition are; zero gradients give finite updates; a batch of
-    weight zero changes nothing; unknown extra arguments are accepted.
+    the gradients' dtypes; state is arrays, floating-point ones float32 (or float64, for float64 parameters); no
+    buffer of the state is one of the parameters', and `update` leaves the state it is given as it is; equal calls
+    give equal results, and compiled and eager ones agree; `apply` is what `update` and an addition are; zero
+    gradients give finite updates; a batch of weight zero changes nothing; unknown extra arguments are accepted.
 
     Args:
       make: `() -> transform`.
@@ -94,7 +94,7 @@ def _check_state(state: PyTree, params: Params, dtype: str) -> None:
     buffers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)}
     for path, x in tree.items(state):
         _require(isinstance(x, jax.Array), "state is arrays", f"`{path}` is a {type(x).__name__}, {about}")
-        wide = not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.float32
+        wide = not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype in (jnp.float32, tree.widest(params))
         _require(wide, "floating-point state is float32", f"`{path}` is {x.dtype.name} ({about})")
         alias = x.size and x.unsafe_buffer_pointer() in buffers
         _require(not alias, "no state aliases the parameters", f"`{path}`, {about}")
@@ -123,7 +123,11 @@ def _check_update(
     changed = [path for path in {**held, **now} if held.get(path) is not now.get(path)]
     _require(not changed, "update leaves the state it is given as it is", f"{tree.some(changed)}, {about}")
     first, _ = compiled(grads, state, p)
-    _require(_close(eager, first, 1e-2 if dtype != "float32" else 1e-5), "jit agrees with eager", dtype)
+    _require(
+        _close(eager, first, 1e-5 if dtype in ("float32", "float64") else 1e-2),
+        "jit agrees with eager",
+        dtype,
+    )
     again, _ = update(grads, state, p)
     _require(_same(eager, again), "equal calls of update give equal results", about)
     zeros = tree.zeros_like(grads)
@@ -136,7 +140,7 @@ def _check_apply(
     tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict[str, Any], dtype: str
 ) -> None:
     """`apply` is `update` and an addition; what weighs nothing changes nothing."""
-    tolerance = 1e-6 if dtype == "float32" else 2e-2
+    tolerance = 1e-6 if dtype in ("float32", "float64") else 2e-2
 
     @jax.jit
     def both(state, p, weight):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,22 @@ def _key_name(key: Any) -> str:
 def paths(tree: PyTree) -> list[str]:
     """The path of every leaf, in the order of `jax.tree.leaves`."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def names(tree: PyTree, *, name: str = "params") -> list[str]:
+    """The paths of all leaves, where a path is to name its leaf.
+
+    Raises:
+      ConfigError: if two leaves have one path: `{"a/b": x, "a": {"b": y}}`, where one name would mean both.
+    """
+    found = paths(tree)
+    if len(set(found)) < len(found):
+        twice = next(path for i, path in enumerate(found) if path in found[:i])
+        raise ConfigError(
+            f"`{name}` has two leaves of the path `{twice}`, by which neither could be told from the other: rename one "
+            f"(a `/` in a key is what usually does it)"
+        )
+    return found
 
 
 def items(tree: PyTree) -> list[tuple[str, Any]]:
@@ -62,14 +78,15 @@ def regex_mask(patterns: str | Sequence[str], tree: PyTree, *, name: str = "mask
     """A tree of bools: True where a pattern is found anywhere in the leaf's path (`re.search`).
 
     Raises:
-      ConfigError: if a pattern is no regular expression, or matches no leaf (the paths are listed).
+      ConfigError: if a pattern is no regular expression, or matches no leaf (the paths are listed), or two leaves
+        have one path.
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    names = paths(tree)
+    known = names(tree)
     for pattern in patterns:
         search = compiled(pattern, name).search
-        if not any(search(n) for n in names):
-            raise unmatched(pattern, names, name)
+        if not any(search(n) for n in known):
+            raise unmatched(pattern, known, name)
     return map_with_path(lambda path, _: any(re.search(p, path) for p in patterns), tree)
 
 
@@ -193,8 +210,14 @@ def zeros_like(tree: PyTree, dtype: Any = None) -> PyTree:
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    """Each leaf in the dtype of the same leaf of `like`."""
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+    """Each leaf in the dtype of the same leaf of `like`; complex numbers are not made real, but refused."""
+
+    def one(x: Any, y: Any) -> Any:
+        if _is_complex(x) and not _is_complex(y):
+            raise _complex_refused(x)
+        return x.astype(y.dtype)
+
+    return jax.tree.map(one, tree, like)
 
 
 def where(condition: Any, yes: PyTree, no: PyTree) -> PyTree:
@@ -203,46 +226,112 @@ def where(condition: Any, yes: PyTree, no: PyTree) -> PyTree:
 
 
 def add(params: PyTree, updates: PyTree) -> PyTree:
-    """`params + updates`, summed in float32 at least, in the dtypes of `params`."""
+    """`params + updates`, summed in float32 at least, in the dtypes of `params`; complex numbers are refused."""
 
     def one(p: Any, u: Any) -> Any:
         p_wide = wide(p)
-        return (p_wide + u.astype(p_wide.dtype)).astype(p.dtype)
+        return (p_wide + wide(u).astype(p_wide.dtype)).astype(p.dtype)
 
     return jax.tree.map(one, params, updates)
 
 
 def wide(x: Any) -> jax.Array:
-    """A floating-point array in float32 at least: what sums are formed in."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    """A floating-point array in float32 at least: what sums are formed in.
+
+    Raises:
+      ConfigError: if it is complex, and would lose its imaginary part.
+    """
+    return x.astype(wide_dtype(x))
 
 
-@jax.jit  # its branches are closures: called eagerly, they would be compiled at every call
+def wide_dtype(x: Any) -> Any:
+    """The dtype of `wide(x)`: float64 for float64, else float32; complex numbers are refused."""
+    if _is_complex(x):
+        raise _complex_refused(x)
+    # NumPy's own float64 is what JAX will make of it.
+    dtype = x.dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(x.dtype)
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def _is_complex(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.complexfloating))
+
+
+def _complex_refused(x: Any) -> ConfigError:
+    return ConfigError(
+        f"a leaf is complex ({x.dtype}{list(np.shape(x))}), which has no agreed gradient; keep its real and imaginary "
+        f"parts as two leaves"
+    )
+
+
+def widest(tree: PyTree) -> Any:
+    """The dtype of numbers that are about all leaves at once: float64 if one of them is, else float32."""
+    return jnp.float64 if any(wide_dtype(x) == jnp.float64 for x in jax.tree.leaves(tree)) else jnp.float32
+
+
+def wide_zeros(tree: PyTree) -> PyTree:
+    """Zeros of the same shapes, in float32 at least: what moments and accumulators start from."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, wide_dtype(x)), tree)
+
+
 def norm(tree: PyTree) -> jax.Array:
-    r"""The global norm :math:`\sqrt{\sum_i x_i^2}` over all leaves, in float32 whatever the leaves' dtype.
+    r"""The global norm :math:`\sqrt{\sum_i x_i^2}` over all leaves, in float32 at least.
 
     One pass of squares; only where their sum overflows, or loses digits to underflow, is the tree read again,
-    scaled. So finite leaves have a finite norm (up to float32's own largest number), and leaves of 1e20 or
+    scaled. So finite leaves have a finite norm (up to the dtype's own largest number), and leaves of 1e20 or
     1e-30 an exact one. NaN and infinity come through as NaN and infinity.
 
     Returns:
-      A float32 scalar; 0 for a tree without leaves.
+      A scalar, float64 if a leaf is, else float32; 0 for a tree without leaves.
+
+    Raises:
+      ConfigError: if a leaf is complex.
+    """
+    root, scale = norm_parts(tree)
+    return root / scale
+
+
+class Range(NamedTuple):
+    """Powers of two for norms in one dtype: scaling by them rounds nothing."""
+
+    least: float  # sums of squares above it have lost no digits to underflow
+    up: float  # what brings tiny numbers to where their squares are exact
+    down: float  # what brings the largest numbers to where their squares are finite
+    far: float  # the smallest factor that is applied at once
+
+
+RANGES = {
+    jnp.dtype("float32"): Range(2.0**-60, 2.0**90, 2.0**-80, 2.0**-100),
+    jnp.dtype("float64"): Range(2.0**-600, 2.0**800, 2.0**-600, 2.0**-900),
+}
+
+
+@jax.jit  # its branches are closures: called eagerly, they would be compiled at every call
+def norm_parts(tree: PyTree) -> tuple[jax.Array, jax.Array]:
+    """`(root, scale)`, the norm being `root / scale`: finite for finite leaves even where the norm itself is not.
+
+    The scale is a power of two, and 1 unless the squares overflow or underflow.
     """
     leaves = [x for x in jax.tree.leaves(tree) if x.size]
+    kind = jnp.dtype(widest(leaves))
+    number = kind.type
     if not leaves:
-        return jnp.zeros((), jnp.float32)
+        return jnp.zeros((), kind), jnp.ones((), kind)
+    limits = RANGES[kind]
+
+    total = sum((jnp.sum(jnp.square(x.astype(kind))) for x in leaves), number(0))
+    plain = (total > limits.least) & (total < jnp.inf)
+    # Powers of two, so that scaling rounds nothing: down for what overflowed, up for what is tiny.
+    scale = jnp.where(plain, number(1), jnp.where(total < 1, number(limits.up), number(limits.down)))
 
     def scaled(total: jax.Array) -> jax.Array:
-        # Powers of two, so that scaling rounds nothing: down for what overflowed, up for what is tiny.
-        scale = jnp.where(total < 1, jnp.float32(2.0**90), jnp.float32(2.0**-80))
+        del total
         # All small leaves as one: this branch is hardly ever taken, and should not double the program.
-        small = [jnp.ravel(x).astype(jnp.float32) for x in leaves if x.size <= _BLOCK]
+        small = [jnp.ravel(x).astype(kind) for x in leaves if x.size <= _BLOCK]
         parts = [x for x in leaves if x.size > _BLOCK] + ([jnp.concatenate(small)] if small else [])
-        return jnp.sqrt(sum((_squares(x, scale) for x in parts), jnp.float32(0))) / scale
+        return jnp.sqrt(sum((_squares(x, scale) for x in parts), number(0)))
 
-    total = sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves), jnp.float32(0))
-    plain = (total > 2.0**-60) & (total < jnp.inf)
-    return jax.lax.cond(plain, jnp.sqrt, scaled, total)
+    return jax.lax.cond(plain, jnp.sqrt, scaled, total), scale
 
 
 _BLOCK = 2**14  # elements
@@ -250,19 +339,19 @@ _BLOCK = 2**14  # elements
 
 def _squares(x: jax.Array, scale: jax.Array) -> jax.Array:
     """The sum of squares of `x * scale`, by blocks of rows: the scaled leaf never exists as a whole."""
-    rows = x.shape[0]
+    rows, kind = x.shape[0], scale.dtype
     block = min(rows, max(1, _BLOCK * rows // x.size))
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
         start = jnp.minimum(
             i * block, rows - block
         )  # the last block reaches back, and counts only what is new
-        part = jax.lax.dynamic_slice_in_dim(x, start, block).astype(jnp.float32)
+        part = jax.lax.dynamic_slice_in_dim(x, start, block).astype(kind)
         new = jnp.expand_dims(start + jnp.arange(block) >= i * block, tuple(range(1, x.ndim)))
-        return total + jnp.sum(jnp.where(new, jnp.square(part * scale), jnp.float32(0)))
+        return total + jnp.sum(jnp.where(new, jnp.square(part * scale), jnp.zeros((), kind)))
 
     # The zero to start from is a sum over none of x's rows: inside a shard_map it has to vary where x does.
-    zero = jnp.sum(jax.lax.slice_in_dim(x, 0, 0).astype(jnp.float32))
+    zero = jnp.sum(jax.lax.slice_in_dim(x, 0, 0).astype(kind))
     return jax.lax.fori_loop(0, -(-rows // block), body, zero)
 
 
@@ -315,8 +404,10 @@ __all__ = [
     "map_with_path",
     "mask_leaves",
     "named_nodes",
+    "names",
     "nbytes",
     "norm",
+    "norm_parts",
     "path_name",
     "paths",
     "regex_mask",
@@ -327,6 +418,9 @@ __all__ = [
     "unmatched",
     "where",
     "wide",
+    "wide_dtype",
+    "wide_zeros",
+    "widest",
     "zeros_like",
 ]
 

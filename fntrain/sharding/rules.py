@@ -48,7 +48,7 @@ def specs(params: PyTree, mesh: Mesh, rules: Rules | None) -> PyTree:
     if rules is None:
         rules = [(".*", PartitionSpec())]
     if not callable(rules):
-        rules = _from_patterns(rules, tree.paths(params))
+        rules = _from_patterns(rules, tree.names(params))
     rule = rules
 
     def spec(path: str, x: Any) -> PartitionSpec:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def init_state(
       A TrainState of arrays whose types `train_step` keeps.
 
     Raises:
-      ConfigError: if there is nothing to train, a leaf is no array, or the rules do not fit.
+      ConfigError: if there is nothing to train, a leaf is no array, two leaves have one path, or the rules do not fit.
 
     Examples:
       >>> import fntrain as ft, jax.numpy as jnp
@@ -100,6 +101,7 @@ def init_state(
         raise ConfigError(
             "`rules` need a `mesh`: `init_state(task, params, mesh=fntrain.sharding.mesh(data=-1))`"
         )
+    _check_direction(task)
     root = root_key(key)
     if isinstance(params, Variables):
         params, model_state = params
@@ -195,7 +197,20 @@ def _check_leaves(value: PyTree, name: str) -> None:
             raise ConfigError(f"{where} is a NumPy array of objects; give it a numeric dtype")
 
 
+def _check_direction(task: Task) -> None:
+    """Warn of an optimizer that is known to go uphill: one without a learning rate, or with two in a row."""
+    if task.transform.descends is False:
+        warnings.warn(
+            f"`tx` {task.tx!r} adds its updates along the gradient, so that the loss rises: a transform goes downhill "
+            f"behind a learning rate, and one alone. End the chain with an optimizer, `chain(clip_by_norm(1.0), "
+            f"fntrain.optimizers.adamw(1e-3))`, or with `fntrain.transforms.scale_by_learning_rate(0.1)`",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def _check_trained(params: Params) -> tuple[PyTree, PyTree]:
+    tree.names(params)  # groups, rules, checkpoints and reports go by them
     for path, x in tree.items(params):
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ConfigError(

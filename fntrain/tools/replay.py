@@ -226,7 +226,8 @@ class _Walk:
         inner = _Walk(line, backward, self.spares_constants)
         name, p = eqn.primitive.name, eqn.params
         if name == "cond":
-            branch = p["branches"][int(ins[0])]
+            (branches,) = _said(p, "cond", "branches")
+            branch = branches[int(ins[0])]
             return inner.run(branch.jaxpr, branch.consts, ins[1:], trails[1:])
         called = next((p[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in p), None)
         if name not in ("scan", "while") and called is not None:
@@ -255,11 +256,11 @@ class _Walk:
         return (*brought[:1], birth)
 
     def scan(self, p: dict[str, Any], ins: list[Any], trails: list[Any]) -> tuple[list[Any], list[Any]]:
-        consts, carry = p["num_consts"], p["num_carry"]
-        jaxpr, length = p["jaxpr"], p["length"]
+        names = ("num_consts", "num_carry", "jaxpr", "length", "reverse")
+        consts, carry, jaxpr, length, backwards = _said(p, "scan", *names)
         fixed, state, xs = ins[:consts], ins[consts : consts + carry], ins[consts + carry :]
         known, of_state, of_xs = trails[:consts], trails[consts : consts + carry], trails[consts + carry :]
-        order = reversed(range(length)) if p["reverse"] else range(length)
+        order = reversed(range(length)) if backwards else range(length)
         rows: dict[int, list[Any]] = {}
         of_rows: list[tuple[Birth, ...]] = []
         for i in order:
@@ -275,14 +276,30 @@ class _Walk:
         return [*state, *stacked], [*of_state, *of_rows]
 
     def loop(self, p: dict[str, Any], ins: list[Any], trails: list[Any]) -> tuple[list[Any], list[Any]]:
-        m, n = p["cond_nconsts"], p["body_nconsts"]
-        test, body = p["cond_jaxpr"], p["body_jaxpr"]
+        names = ("cond_nconsts", "body_nconsts", "cond_jaxpr", "body_jaxpr")
+        m, n, test, body = _said(p, "while", *names)
         state, of_state = ins[m + n :], trails[m + n :]
         while bool(core.jaxpr_as_fun(test)(*ins[:m], *state)[0]):
             state, of_state = self.run(
                 body.jaxpr, body.consts, [*ins[m : m + n], *state], [*trails[m : m + n], *of_state]
             )
         return list(state), list(of_state)
+
+
+def _said(p: dict[str, Any], primitive: str, *names: str) -> list[Any]:
+    """What an operation says of itself, by JAX's own names, for which there is no public way.
+
+    Raises:
+      ConfigError: if this JAX has renamed one of them.
+    """
+    gone = [name for name in names if name not in p]
+    if gone:
+        raise ConfigError(
+            f"a replay cannot go into a `{primitive}` under JAX {jax.__version__}, which no longer says "
+            f"{tree.some(gone)} of it (but {tree.some(sorted(p))}): replay with a JAX that this version of fntrain was "
+            f"tested with"
+        )
+    return [p[name] for name in names]
 
 
 def _bind(eqn: Any, ins: list[Any]) -> list[Any]:

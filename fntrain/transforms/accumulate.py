@@ -15,7 +15,7 @@ from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from .._core.value import Call
 from .adapt import adapt
-from .types import Transform, Window, increment
+from .types import Transform, Window, increment, like
 
 
 class _MultiSteps(NamedTuple):
@@ -58,7 +58,7 @@ class MultiSteps(Transform):
         weights.
       should_skip_update_fn: `(updates, gradient_step, params) -> (skip, skip_state)`; a skipped call leaves
         nothing behind but `skip_state`.
-      accumulator_dtype: dtype of the accumulated sum.
+      accumulator_dtype: dtype of the accumulated sum; float32, as it is by default, is float64 for float64 leaves.
 
     Raises:
       ConfigError: if an argument is of the wrong kind, or weights meet `use_grad_mean=False`.
@@ -159,11 +159,14 @@ class _Accumulation:
             mini_step=zero,
             gradient_step=jnp.zeros((), jnp.int32),  # not the same buffer twice: it could not be donated
             inner_opt_state=self.opt.init(params),
-            acc_grads=tree.zeros_like(params, self.dtype),
+            acc_grads=self._zeros(params),
             skip_state=self._skip(tree.zeros_like(params), zero, params)[1],
             weight=jnp.zeros((), jnp.float32),
             applied=jnp.asarray(False),
         )
+
+    def _zeros(self, params: Params) -> PyTree:
+        return tree.wide_zeros(params) if self.dtype == jnp.float32 else tree.zeros_like(params, self.dtype)
 
     def _skip(self, updates: Any, gradient_step: jax.Array, params: Any) -> tuple[jax.Array | None, Any]:
         if self.should_skip is None:
@@ -201,11 +204,11 @@ class _Accumulation:
         divisor = jnp.where(applied, new_weight, jnp.float32(1)) if self.mean else jnp.float32(1)
 
         def add(acc, g):
-            start = jnp.where(fresh, jnp.zeros((), acc.dtype), acc)
+            start = tree.wide(jnp.where(fresh, jnp.zeros((), acc.dtype), acc))
             # What weighs nothing may be anything: zero times NaN is NaN.
-            weighed = jnp.where(factor == 0, jnp.float32(0), g.astype(jnp.float32) * factor)
-            new = (start.astype(jnp.float32) + weighed) / divisor
-            return jnp.where(skip, acc, new.astype(acc.dtype)) if skip is not None else new.astype(acc.dtype)
+            weighed = jnp.where(factor == 0, jnp.zeros((), start.dtype), like(g, start) * like(factor, start))
+            new = like((start + weighed) / like(divisor, start), acc)
+            return jnp.where(skip, acc, new) if skip is not None else new
 
         state = state._replace(
             mini_step=jnp.where(closing, 0, mini_step),
@@ -273,12 +276,12 @@ class _Accumulation:
 
         def close(inner):
             divisor = state.weight if self.mean else jnp.float32(1)
-            mean = jax.tree.map(lambda a: a.astype(jnp.float32) / divisor, state.acc_grads)
+            mean = jax.tree.map(lambda a: tree.wide(a) / like(divisor, tree.wide(a)), state.acc_grads)
             new, inner = self.opt.update(mean, inner, params, **self._inner_extra(state, extra))
-            return jax.tree.map(lambda u: u.astype(jnp.float32), new), inner
+            return tree.cast_like(new, tree.wide_zeros(params)), inner
 
         def stay(inner):
-            return tree.zeros_like(params, jnp.float32), inner
+            return tree.wide_zeros(params), inner
 
         updates, inner = jax.lax.cond(applied, close, stay, state.inner_opt_state)
         gradient_step = jnp.where(applied, increment(state.gradient_step), state.gradient_step)

@@ -40,7 +40,7 @@ def adapt(tx: Any, name: str = "tx", *, in_float32: bool = False) -> Transform:
     Args:
       tx: a Transform, an `optax.GradientTransformation`, or `optax.MultiSteps`.
       name: the argument's name in messages.
-      in_float32: whether a foreign one sees parameters and gradients in float32, whatever their dtypes.
+      in_float32: whether a foreign one sees parameters and gradients in float32 at least, whatever their dtypes.
 
     Raises:
       ConfigError: if it is something else, with the usual cause.
@@ -64,7 +64,7 @@ class Adapted(Transform):
 
     Attributes:
       source: the foreign transform.
-      in_float32: whether it sees everything in float32.
+      in_float32: whether it sees everything in float32 at least.
     """
 
     source: optax.GradientTransformation
@@ -183,7 +183,7 @@ class _Door(NamedTuple):
         return tree.zeros_like(params), state
 
     def _seen(self, x: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), x) if self.in_float32 else x
+        return jax.tree.map(tree.wide, x) if self.in_float32 else x
 
     def _run(self, what: str, run: Callable[[], Any]) -> Any:
         try:

@@ -1,6 +1,5 @@
 """Adaptive preconditioners: Adam, RMSprop, Lion."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,37 +9,25 @@ import numpy as np
 from .. import tree
 from .._core import check
 from .._core.typing import PyTree, ScheduleLike
+from .folding import decay_at, is_plain, power_seen
 from .scheduled import scheduled
 from .types import Transform, at_step, increment, like, transform
 
 
 class ScaleByAdamState(NamedTuple):
-    """The two moments, in float32, and how many updates made them."""
+    """The two moments, in float32 at least, and how many updates made them."""
 
     count: jax.Array  # int32, shape ()
-    mu: PyTree  # float32, the parameters' shapes
-    nu: PyTree  # float32, the parameters' shapes
+    mu: PyTree  # float32 at least, the parameters' shapes
+    nu: PyTree  # float32 at least, the parameters' shapes
     scheduled: Any = ()  # the values of the last update, where there are schedules
-
-
-def _decay(b: ScheduleLike, count: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`(b, 1 - b, 1 - b**t)` in float32.
-
-    The differences are formed before rounding: float32(1 - 0.999) is right to eight digits, 1 - float32(0.999)
-    to five. `b**t` goes by expm1, for the same reason.
-    """
-    if callable(b) or not isinstance(b, int | float):
-        beta = at_step(b, count)
-        rest, log = 1 - beta, jnp.log(beta)
-    else:
-        beta, rest, log = (jnp.float32(x) for x in (b, 1 - b, math.log(b) if b > 0 else -math.inf))
-    return beta, rest, -jnp.expm1(t.astype(jnp.float32) * log)
+    seen: Any = ()  # where b1 or b2 is no plain number: 1 - its product over the updates, by name
 
 
 def _nonzero(bottom: jax.Array, eps: ScheduleLike) -> jax.Array:
     """A divisor without zeros: with eps 0, and nothing seen, there is no direction rather than 0/0."""
-    positive = isinstance(eps, int | float) and np.float32(eps) > 0
-    return bottom if positive else jnp.where(bottom > 0, bottom, jnp.float32(1.0))
+    positive = isinstance(eps, int | float) and np.asarray(eps, bottom.dtype) > 0
+    return bottom if positive else jnp.where(bottom > 0, bottom, jnp.ones((), bottom.dtype))
 
 
 @transform
@@ -52,8 +39,10 @@ def scale_by_adam(b1: ScheduleLike = 0.9, b2: ScheduleLike = 0.999, eps: Schedul
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
         u_t &= \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
 
-    ε stands outside the root, as in the paper and in torch. Moments and hyperparameters are float32 whatever
-    the parameters' dtype, so a zero gradient gives a zero update in float16 too.
+    ε stands outside the root, as in the paper and in torch. Where a β is a schedule (or held in the state, by
+    `with_hyperparams`), its power is the product :math:`\prod_{i \le t} \beta_i` of all the values that it had, which
+    is kept in the state. Moments and hyperparameters are float32 at least, whatever the parameters' dtype, so a
+    zero gradient gives a zero update in float16 too.
 
     Args:
       b1: β₁, in [0, 1), or a schedule of it over updates.
@@ -83,36 +72,46 @@ def scale_by_adam(b1: ScheduleLike = 0.9, b2: ScheduleLike = 0.999, eps: Schedul
     def values(count):
         return scheduled(count, b1=b1, b2=b2, eps=eps)
 
+    changing = [name for name, b in (("b1", b1), ("b2", b2)) if not is_plain(b)]
+
     def init_fn(params):
-        count, zeros = jnp.zeros((), jnp.int32), tree.zeros_like(params, jnp.float32)
-        return ScaleByAdamState(count, zeros, tree.zeros_like(params, jnp.float32), values(count))
+        count, kind = jnp.zeros((), jnp.int32), tree.widest(params)
+        seen = {name: jnp.zeros((), kind) for name in changing} or ()
+        return ScaleByAdamState(count, tree.wide_zeros(params), tree.wide_zeros(params), values(count), seen)
 
     def update_fn(updates, state, params=None, **extra):
         del params, extra
         count = increment(state.count)
-        beta1, rest1, correction1 = _decay(b1, state.count, count)
-        beta2, rest2, correction2 = _decay(b2, state.count, count)
-        g32 = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
-        mu = jax.tree.map(lambda g, m: beta1 * m + rest1 * g, g32, state.mu)
-        nu = jax.tree.map(lambda g, v: beta2 * v + rest2 * jnp.square(g), g32, state.nu)
+        first, second = decay_at(b1, state.count), decay_at(b2, state.count)
+        decays = {"b1": first, "b2": second}
+        seen = {name: decays[name].weigh(state.seen[name]) for name in changing}
+        bias1 = power_seen(b1, count) if is_plain(b1) else seen["b1"].astype
+        bias2 = power_seen(b2, count) if is_plain(b2) else seen["b2"].astype
+        mu = jax.tree.map(lambda g, m: first.fold(m, like(g, m)), updates, state.mu)
+        nu = jax.tree.map(lambda g, v: second.fold(v, jnp.square(like(g, v))), updates, state.nu)
 
         epsilon = at_step(eps, state.count)
+        # Once for each dtype, and not for each leaf: there may be a thousand.
+        kinds = {v.dtype for v in jax.tree.leaves(nu)}
+        biases = {kind: (bias1(kind), bias2(kind)) for kind in kinds}
 
         def direction(g, m, v):
-            bottom = jnp.sqrt(v / correction2) + epsilon
+            correction1, correction2 = biases[v.dtype]
+            bottom = jnp.sqrt(v / correction2) + like(epsilon, v)
             return like((m / correction1) / _nonzero(bottom, eps), g)
 
-        return jax.tree.map(direction, updates, mu, nu), ScaleByAdamState(count, mu, nu, values(state.count))
+        new = jax.tree.map(direction, updates, mu, nu)
+        return new, ScaleByAdamState(count, mu, nu, values(state.count), seen or ())
 
-    return Transform(init_fn, update_fn, rescales=True)
+    return Transform(init_fn, update_fn, rescales=True, descends=False)
 
 
 class ScaleByRmsState(NamedTuple):
-    """The running moments, in float32."""
+    """The running moments, in float32 at least."""
 
     count: jax.Array  # int32, shape ()
-    nu: PyTree  # float32: the mean square, or, centered, the variance
-    mu: PyTree  # float32: the mean, where centered; else ()
+    nu: PyTree  # float32 at least: the mean square, or, centered, the variance
+    mu: PyTree  # float32 at least: the mean, where centered; else ()
     scheduled: Any = ()  # as in Adam's
 
 
@@ -139,7 +138,7 @@ def scale_by_rms(
       centered: divide by the running standard deviation instead.
 
     Returns:
-      A Transform; updates keep their shapes and dtypes. Moments and hyperparameters are float32.
+      A Transform; updates keep their shapes and dtypes. Moments and hyperparameters are float32 at least.
 
     Raises:
       ConfigError: if a number is out of range.
@@ -162,44 +161,43 @@ def scale_by_rms(
         return scheduled(count, decay=decay, eps=eps)
 
     def init_fn(params):
-        count, zeros = jnp.zeros((), jnp.int32), tree.zeros_like(params, jnp.float32)
-        mean = tree.zeros_like(params, jnp.float32) if centered else ()
-        return ScaleByRmsState(count, zeros, mean, values(count))
+        mean = tree.wide_zeros(params) if centered else ()
+        count = jnp.zeros((), jnp.int32)
+        return ScaleByRmsState(count, tree.wide_zeros(params), mean, values(count))
 
     def update_fn(updates, state, params=None, **extra):
         del params, extra
-        alpha, rest = _kept_and_added(decay, state.count)
+        alpha = decay_at(decay, state.count)
         mu = state.mu
         if centered:
-            nu = jax.tree.map(
-                lambda g, v, m: alpha * (v + rest * jnp.square(g.astype(jnp.float32) - m)),
-                updates,
-                state.nu,
-                mu,
-            )
-            mu = jax.tree.map(lambda g, m: m + rest * (g.astype(jnp.float32) - m), updates, mu)
+
+            def variance(g, v, m):
+                kept, added = like(alpha.kept, v), like(alpha.added, v)
+                return kept * (v + added * jnp.square(like(g, v) - m))
+
+            nu = jax.tree.map(variance, updates, state.nu, mu)
+            mu = jax.tree.map(lambda g, m: m + like(alpha.added, m) * (like(g, m) - m), updates, mu)
         else:
-            nu = jax.tree.map(
-                lambda g, v: alpha * v + rest * jnp.square(g.astype(jnp.float32)), updates, state.nu
-            )
+            nu = jax.tree.map(lambda g, v: alpha.fold(v, jnp.square(like(g, v))), updates, state.nu)
 
         epsilon = at_step(eps, state.count)
 
         def direction(g, v):
-            bottom = jnp.sqrt(v + epsilon) if eps_in_sqrt else jnp.sqrt(v) + epsilon
-            return like(g.astype(jnp.float32) / _nonzero(bottom, eps), g)
+            added = like(epsilon, v)
+            bottom = jnp.sqrt(v + added) if eps_in_sqrt else jnp.sqrt(v) + added
+            return like(like(g, v) / _nonzero(bottom, eps), g)
 
         state = ScaleByRmsState(increment(state.count), nu, mu, values(state.count))
         return jax.tree.map(direction, updates, nu), state
 
-    return Transform(init_fn, update_fn, rescales=True)
+    return Transform(init_fn, update_fn, rescales=True, descends=False)
 
 
 class ScaleByLionState(NamedTuple):
-    """The momentum, in float32."""
+    """The momentum, in float32 at least."""
 
     count: jax.Array  # int32, shape ()
-    mu: PyTree  # float32, the parameters' shapes
+    mu: PyTree  # float32 at least, the parameters' shapes
     scheduled: Any = ()  # as in Adam's
 
 
@@ -215,7 +213,8 @@ def scale_by_lion(b1: ScheduleLike = 0.9, b2: ScheduleLike = 0.99):
       b2: β₂, in [0, 1), or a schedule: how much of it is kept.
 
     Returns:
-      A Transform; updates keep their shapes and dtypes. The momentum is float32 whatever the parameters' dtype.
+      A Transform; updates keep their shapes and dtypes. The momentum is float32 at least, whatever the parameters'
+      dtype.
 
     Raises:
       ConfigError: if a number is out of range.
@@ -238,22 +237,13 @@ def scale_by_lion(b1: ScheduleLike = 0.9, b2: ScheduleLike = 0.99):
 
     def init_fn(params):
         count = jnp.zeros((), jnp.int32)
-        return ScaleByLionState(count, tree.zeros_like(params, jnp.float32), values(count))
+        return ScaleByLionState(count, tree.wide_zeros(params), values(count))
 
     def update_fn(updates, state, params=None, **extra):
         del params, extra
-        beta1, rest1 = _kept_and_added(b1, state.count)
-        beta2, rest2 = _kept_and_added(b2, state.count)
-        new = jax.tree.map(
-            lambda g, m: like(jnp.sign(beta1 * m + rest1 * g.astype(jnp.float32)), g), updates, state.mu
-        )
-        mu = jax.tree.map(lambda g, m: beta2 * m + rest2 * g.astype(jnp.float32), updates, state.mu)
+        seen, held = decay_at(b1, state.count), decay_at(b2, state.count)
+        new = jax.tree.map(lambda g, m: like(jnp.sign(seen.fold(m, like(g, m))), g), updates, state.mu)
+        mu = jax.tree.map(lambda g, m: held.fold(m, like(g, m)), updates, state.mu)
         return new, ScaleByLionState(increment(state.count), mu, values(state.count))
 
-    return Transform(init_fn, update_fn, rescales=True)
-
-
-def _kept_and_added(b: ScheduleLike, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`(b, 1 - b)` in float32, the difference formed before rounding where it can be."""
-    beta = at_step(b, count)
-    return beta, jnp.float32(1 - b) if isinstance(b, int | float) else 1 - beta
+    return Transform(init_fn, update_fn, rescales=True, descends=False)

@@ -12,12 +12,12 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree, ScheduleLike
 from .adapt import adapt
+from .folding import decay_at
 from .scheduled import counted_init, counted_update, scheduled
 from .types import (
     Averaging,
     Carrier,
     Transform,
-    at_step,
     holds_gradients,
     increment,
     like,
@@ -28,8 +28,9 @@ from .types import (
 
 class _Ema(NamedTuple):
     count: jax.Array  # int32, shape (): updates averaged
-    average: PyTree  # float32, the parameters' shapes
+    average: PyTree  # float32 at least, the parameters' shapes
     scheduled: Any = ()  # the decay of the last update, where it is a schedule
+    weight: Any = ()  # debiased: what the weights of all updates add up to
 
 
 class EmaState(Averaging, _Ema):
@@ -42,21 +43,25 @@ class EmaState(Averaging, _Ema):
 
 
 @transform
-def ema(decay: ScheduleLike):
+def ema(decay: ScheduleLike, debias: bool = False):
     r"""Keep an exponential moving average of the parameters, for evaluation.
 
-    .. math:: \bar p_0 = p_0, \qquad \bar p_t = \beta\, \bar p_{t-1} + (1 - \beta)\, p_t
+    .. math::
+        \bar p_0 &= p_0, \qquad \bar p_t = \beta\, \bar p_{t-1} + (1 - \beta)\, p_t \\
+        \text{debiased:}\quad \bar p_t &= \frac{(1 - \beta) \sum_{i=1}^{t} \beta^{t-i} p_i}{1 - \beta^t}
 
     Updates pass through as they are; :math:`p_t` is the parameters they lead to. So it stands last in its chain,
     behind the learning rate, and inside what holds steps back: `MultiSteps(chain(tx, ema(0.999)), k)`,
-    `skip_nonfinite(chain(tx, ema(0.999)))`. The average starts at the initial parameters and needs no bias
-    correction. Read it with `averaged`.
+    `skip_nonfinite(chain(tx, ema(0.999)))`. The average starts at the initial parameters, which
+    after :math:`t` updates still have the weight :math:`\beta^t`: over few updates it is mostly they. Debiased, only
+    what was trained is averaged, whatever the number of updates. Read it with `averaged`.
 
     Args:
       decay: β, in [0, 1), or a schedule of it over updates (`lambda t: jnp.minimum(0.999, (1 + t) / (10 + t))`).
+      debias: leave the initial parameters out of the average, as soon as there is an update.
 
     Returns:
-      A Transform; its `update` needs `params`. The average is float32 whatever the parameters' dtype.
+      A Transform; its `update` needs `params`. The average is float32 at least, whatever the parameters' dtype.
 
     Raises:
       ConfigError: if β is out of range, or `update` gets no `params`.
@@ -68,6 +73,11 @@ def ema(decay: ScheduleLike):
       >>> p, state, _ = tx.apply(jnp.array([4.0]), tx.init(p), p)
       >>> p.tolist(), ft.averaged(state).tolist()
       ([4.0], [7.0])
+      >>> tx = ft.chain(ft.optimizers.sgd(1.0), ft.ema(0.75, debias=True))
+      >>> p = jnp.array([8.0])
+      >>> p, state, _ = tx.apply(jnp.array([4.0]), tx.init(p), p)
+      >>> ft.averaged(state).tolist()
+      [4.0]
 
     References:
       Polyak, Juditsky, *Acceleration of stochastic approximation by averaging*, 1992.
@@ -76,19 +86,31 @@ def ema(decay: ScheduleLike):
 
     def init_fn(params):
         count = jnp.zeros((), jnp.int32)
-        return EmaState(count, _slow_copy(params), scheduled(count, ema_decay=decay))
+        weight = jnp.zeros((), tree.widest(params)) if debias else ()
+        return EmaState(count, _slow_copy(params), scheduled(count, ema_decay=decay), weight)
 
     def update_fn(updates, state, params=None, **extra):
         del extra
         if params is None:
             raise ConfigError("`params` is needed by ema: call `tx.update(grads, state, params)`")
-        # Formed before rounding where it can be: float32(1 - 0.9999) is right to eight digits.
-        rest = jnp.float32(1 - decay) if isinstance(decay, int | float) else 1 - at_step(decay, state.count)
-        new_params = tree.add(params, updates)
-        average = jax.tree.map(lambda a, p: a + rest * (p.astype(jnp.float32) - a), state.average, new_params)
-        return updates, EmaState(increment(state.count), average, scheduled(state.count, ema_decay=decay))
+        now, weight = decay_at(decay, state.count), ()
+        gain = now.added
+        if debias:
+            weight = now.weigh(state.weight)
+            gain = jnp.where(weight > 0, like(gain, weight) / weight, jnp.zeros((), weight.dtype))
 
-    return Transform(init_fn, update_fn, rescales=False, observes=True)
+        def draw(a, p):
+            p, part = like(p, a), like(gain, a)
+            new = a + part * (p - a)
+            return (
+                jnp.where(part == 1, p, new) if debias else new
+            )  # the first, without a rounding of what was before
+
+        average = jax.tree.map(draw, state.average, tree.add(params, updates))
+        values = scheduled(state.count, ema_decay=decay)
+        return updates, EmaState(increment(state.count), average, values, weight)
+
+    return Transform(init_fn, update_fn, rescales=False, descends=False, observes=True)
 
 
 def averaged(state: Any, like: Params | None = None) -> Params:
@@ -99,7 +121,7 @@ def averaged(state: Any, like: Params | None = None) -> Params:
       like: parameters whose dtypes the result gets, and whose leaves stand where nothing was averaged (frozen
         or integer ones). None takes those of a TrainState, so that `state.replace(params=averaged(state))`
         evaluates the average without a recompile; and for an optimizer state the average as it is kept, in
-        float32.
+        float32 at least.
 
     Returns:
       A tree of arrays.
@@ -138,7 +160,7 @@ class LookaheadState(NamedTuple):
     """The slow parameters, and how far the fast ones are ahead."""
 
     count: jax.Array  # int32, shape (): updates since the last synchronisation
-    slow: PyTree  # float32, the parameters' shapes
+    slow: PyTree  # float32 at least, the parameters' shapes
     inner_state: Any
     rate: Any = ()  # the count of all updates and the slow step at the last one, where it is a schedule
 
@@ -151,7 +173,7 @@ def lookahead(tx: optax.GradientTransformation, sync_period: int = 5, slow_step:
         f_t &= f_{t-1} + T(g_t) \\
         s \leftarrow s + \alpha\, (f_t - s), \quad f_t &\leftarrow s \qquad\text{every } k \text{ updates}
 
-    The fast parameters f are the ones trained; the slow ones s are a float32 copy in the state. The state of
+    The fast parameters f are the ones trained; the slow ones s are a copy in the state, float32 at least. The state of
     `tx` goes on across a synchronisation. Only updates that `tx` applies are counted.
 
     Args:
@@ -230,7 +252,7 @@ class _Lookahead:
     def look(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Any, dict[str, Any]]:
         return self.tx.look(updates, state.inner_state, params, **extra)
 
-    def _counted(self, state: Any, applied: jax.Array) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+    def _counted(self, state: Any, applied: jax.Array) -> tuple[jax.Array, Any, jax.Array, Any]:
         """The counts after this call, whether it is time to synchronise, and how far to go then."""
         count = state.count + applied.astype(jnp.int32)
         sync = count >= self.sync_period
@@ -245,15 +267,15 @@ class _Lookahead:
 
         def back(new: Any, slow: PyTree) -> tuple[Any, PyTree]:
             slow = _drawn(slow, tree.add(params, new), alpha)
-            return jax.tree.map(lambda s, p, u: like(s - p.astype(jnp.float32), u), slow, params, new), slow
+            return jax.tree.map(lambda s, p, u: like(s - like(p, s), u), slow, params, new), slow
 
         new, slow = jax.lax.cond(sync, back, lambda *same: same, new, state.slow)
         return new, LookaheadState(count, slow, inner, rate)
 
 
-def _drawn(slow: PyTree, fast: Params, alpha: jax.Array) -> PyTree:
+def _drawn(slow: PyTree, fast: Params, alpha: Any) -> PyTree:
     """The slow parameters, after a step towards the fast ones."""
-    return jax.tree.map(lambda s, f: s + alpha * (f.astype(jnp.float32) - s), slow, fast)
+    return jax.tree.map(lambda s, f: s + like(alpha, s) * (like(f, s) - s), slow, fast)
 
 
 class SamState(NamedTuple):
@@ -312,10 +334,15 @@ def sam(tx: optax.GradientTransformation, rho: ScheduleLike = 0.05) -> Any:
                 "`value_and_grad_fn` (and `params`) are needed by sam, which takes a second gradient; train_step "
                 "passes them, or call `tx.update(grads, state, params, value_and_grad_fn=jax.value_and_grad(loss))`"
             )
-        norm = tree.norm(updates)
-        length = jnp.where(norm == 0, jnp.float32(1), norm)  # no gradient, no direction
+        root, scale = tree.norm_parts(updates)
+        length = jnp.where(root == 0, jnp.ones((), root.dtype), root)  # no gradient, no direction
         far = counted_update(state.rate, rho=rho)[0]["rho"]
-        moved = tree.add(params, jax.tree.map(lambda g: far * (g.astype(jnp.float32) / length), updates))
+
+        def uphill(g):
+            wide = tree.wide(g)
+            return like(far, wide) * (wide * like(scale, wide) / like(length, wide))
+
+        moved = tree.add(params, jax.tree.map(uphill, updates))
         second = tree.cast_like(function(moved)[1], updates)
         return second, {**extra, "grad": second, _LOOKED: True}
 
@@ -363,4 +390,4 @@ _LOOKED = "_looked"  # an extra argument: the updates are the second gradient al
 
 def _slow_copy(params: Params) -> PyTree:
     # A copy even where the dtype is right already: a state that shares the parameters' buffers can't be donated.
-    return jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+    return jax.tree.map(lambda p: jnp.array(p, tree.wide_dtype(p), copy=True), params)

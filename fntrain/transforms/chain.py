@@ -73,6 +73,7 @@ def chain(*txs: optax.GradientTransformation, **named: optax.GradientTransformat
         stages,
         own.flush if any(tx.holds_back for tx in stages.values()) else None,
         look=own.look if own.looking else None,
+        descends=None if stages else False,
         passed=own.passed,
     )
 

@@ -31,11 +31,11 @@ def clip_by_norm(max_norm: ScheduleLike):
     .. math:: u = g \cdot \min\left(1, \frac{c}{\lVert g \rVert_2}\right), \qquad
               \lVert g \rVert_2 = \sqrt{\textstyle\sum_i g_i^2}
 
-    The norm is taken over all leaves at once, in float32 whatever their dtype, and neither overflows nor
-    divides by zero; a norm that does not exceed `max_norm` leaves the updates bit for bit as they were.
-    Infinite or NaN updates become NaN everywhere, visibly, for `skip_nonfinite` (or you) to see: no finite
-    factor could repair them. The norm before clipping and the factor are recorded, and reported by the step as
-    `grad_norm` and `clip_factor`.
+    The norm is taken over all leaves at once, in float32 at least whatever their dtype, and neither overflows nor
+    divides by zero: whatever is finite comes out with the norm it should have. A norm that does not exceed
+    `max_norm` leaves the updates bit for bit as they were. Infinite or NaN updates become NaN everywhere, visibly,
+    for `skip_nonfinite` (or you) to see: no finite factor could repair them. The norm before clipping and the factor
+    are recorded in float32, and reported by the step as `grad_norm` and `clip_factor`.
 
     Args:
       max_norm: the largest norm let through, > 0, or a schedule of it over optimizer updates.
@@ -65,15 +65,38 @@ def clip_by_norm(max_norm: ScheduleLike):
 
     def update_fn(updates, state, params=None, **extra):
         del params, extra
-        norm = tree.norm(updates)
         now, schedule = counted_update(state.schedule, max_norm=max_norm)
-        limit = now["max_norm"]
-        factor = jnp.where(norm > limit, limit / norm, jnp.float32(1.0))
-        factor = jnp.where(jnp.isfinite(norm), factor, jnp.float32(jnp.nan))
-        updates = jax.tree.map(lambda g: like(g.astype(jnp.float32) * factor, g), updates)
-        return updates, ClipByNormState(norm, factor, schedule)
+        root, scale = tree.norm_parts(updates)
+        first, second = _factors(root, scale, now["max_norm"])
+        new = jax.tree.map(lambda g: _times(g, first, second), updates)
+        return new, ClipByNormState(_float32(root / scale), _float32(first * second), schedule)
 
-    return Transform(init_fn, update_fn, rescales=False)
+    return Transform(init_fn, update_fn, rescales=False, descends=False)
+
+
+def _factors(root: jax.Array, scale: jax.Array, limit: Any) -> tuple[jax.Array, jax.Array]:
+    """Two factors, to be applied one after the other, that bring norms of `root / scale` to the limit.
+
+    The first is 1, except where their product would be too small for the dtype: zero, though what it is to scale
+    is large, and comes out near the limit. NaN for a norm that is not finite.
+    """
+    far = jnp.asarray(tree.RANGES[root.dtype].far, root.dtype)
+    norm, limit = root / scale, like(limit, root)
+    reduced = root * (far / scale)  # far times the norm, which is finite even where the norm is not
+    is_far = (reduced > limit) | (norm == jnp.inf)
+    one = jnp.ones((), root.dtype)
+    ratio = limit / jnp.where(is_far, reduced, jnp.maximum(norm, limit))
+    second = jnp.where(is_far | (norm > limit), ratio, one)
+    return jnp.where(is_far, far, one), jnp.where(jnp.isfinite(root), second, jnp.nan)
+
+
+def _times(g: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    wide = tree.wide(g)
+    return like(wide * like(first, wide) * like(second, wide), g)
+
+
+def _float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
 
 
 @transform
@@ -111,11 +134,12 @@ def clip_by_value(max_value: ScheduleLike):
         limit = now["max_value"]
 
         def clip(g):
-            return like(jnp.clip(g.astype(jnp.float32), -limit, limit), g)
+            wide = tree.wide(g)
+            return like(jnp.clip(wide, -like(limit, wide), like(limit, wide)), g)
 
         return jax.tree.map(clip, updates), state
 
-    return Transform(init_fn, update_fn, rescales=False)
+    return Transform(init_fn, update_fn, rescales=False, descends=False)
 
 
 @transform
@@ -124,8 +148,8 @@ def clip_by_leaf_norm(max_norm: ScheduleLike):
 
     .. math:: u_\ell = g_\ell \cdot \min\left(1, \frac{c}{\lVert g_\ell \rVert_2}\right)
 
-    As `clip_by_norm`, leaf by leaf: norms in float32, a norm that does not exceed `max_norm` is the identity, and
-    a leaf that is not finite becomes NaN, while the others are as they would be. The *global* norm before
+    As `clip_by_norm`, leaf by leaf: norms in float32 at least, a norm that does not exceed `max_norm` is the
+    identity, and a leaf that is not finite becomes NaN, while the others are as they would be. The *global* norm before
     clipping and the smallest factor are recorded, as `grad_norm` and `clip_factor`.
 
     Args:
@@ -155,39 +179,42 @@ def clip_by_leaf_norm(max_norm: ScheduleLike):
     def update_fn(updates, state, params=None, **extra):
         del params, extra
         now, schedule = counted_update(state.schedule, max_norm=max_norm)
-        limit = now["max_norm"]
         leaves, structure = jax.tree.flatten(updates)
-        norms = _leaf_norms(leaves)
-        factors = jnp.where(norms > limit, limit / jnp.maximum(norms, limit), jnp.float32(1.0))
-        factors = jnp.where(jnp.isfinite(norms), factors, jnp.float32(jnp.nan))
-        clipped = [like(g.astype(jnp.float32) * f, g) for g, f in zip(leaves, jnp.unstack(factors))]
-        state = ClipByNormState(tree.norm(norms), jnp.min(factors, initial=1.0), schedule)
+        roots, scales = _leaf_norms(leaves)
+        first, second = _factors(roots, scales, now["max_norm"])
+        factors = zip(leaves, jnp.unstack(first), jnp.unstack(second))
+        clipped = [_times(g, a, b) for g, a, b in factors]
+        least = _float32(jnp.min(first * second, initial=1.0))
+        state = ClipByNormState(_float32(tree.norm(roots / scales)), least, schedule)
         return jax.tree.unflatten(structure, clipped), state
 
-    return Transform(init_fn, update_fn, rescales=False)
+    return Transform(init_fn, update_fn, rescales=False, descends=False)
 
 
-def _leaf_norms(leaves: list[jax.Array]) -> jax.Array:
-    """The norm of each leaf in float32, `[len(leaves)]`, as exact as `tree.norm`.
+def _leaf_norms(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """`(roots, scales)` of the leaves, `[len(leaves)]` both, as `tree.norm_parts` has them.
 
-    Not by `tree.norm` of each: that is a branch for each, and XLA compiles a thousand of them for minutes.
+    Not by that of each: it is a branch for each, and XLA compiles a thousand of them for minutes.
     """
+    kind = jnp.dtype(tree.widest(leaves))
     if not leaves:
-        return jnp.zeros((0,), jnp.float32)
+        return jnp.zeros((0,), kind), jnp.ones((0,), kind)
+    limits = tree.RANGES[kind]
 
     def squares(scaled: list[jax.Array]) -> jax.Array:
         return jnp.stack([jnp.sum(jnp.square(g)) for g in scaled])
 
-    wide = [g.astype(jnp.float32) for g in leaves]
+    wide = [g.astype(kind) for g in leaves]
     totals = squares(wide)
-    plain = (totals > 2.0**-60) & (totals < jnp.inf)
+    plain = (totals > limits.least) & (totals < jnp.inf)
+    up, down = (kind.type(x) for x in (limits.up, limits.down))
+    scales = jnp.where(plain, kind.type(1), jnp.where(totals < 1, up, down))
 
-    def scaled() -> jax.Array:
-        scales = jnp.where(totals < 1, jnp.float32(2.0**90), jnp.float32(2.0**-80))
+    def scaled(totals: jax.Array) -> jax.Array:
         sums = squares([g * scale for g, scale in zip(wide, jnp.unstack(scales))])
-        return jnp.where(plain, jnp.sqrt(totals), jnp.sqrt(sums) / scales)
+        return jnp.sqrt(jnp.where(plain, totals, sums))
 
-    return jax.lax.cond(jnp.all(plain), lambda: jnp.sqrt(totals), scaled)
+    return jax.lax.cond(jnp.all(plain), jnp.sqrt, scaled, totals), scales
 
 
 class _RecordNorms(NamedTuple):
@@ -226,6 +253,6 @@ def record_norms():
 
     def update_fn(updates, state, params=None, **extra):
         del state, params, extra
-        return updates, RecordNormsState(tree.norm(updates))
+        return updates, RecordNormsState(_float32(tree.norm(updates)))
 
-    return Transform(init_fn, update_fn, rescales=False, observes=True)
+    return Transform(init_fn, update_fn, rescales=False, descends=False, observes=True)

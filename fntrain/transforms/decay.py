@@ -63,13 +63,14 @@ def add_weight_decay(rate: ScheduleLike, mask: Any = None):
         chosen = jax.tree.unflatten(jax.tree.structure(params), tree.mask_leaves(mask, params))
 
         def add(g, p, m):
-            return (
-                like(g.astype(jnp.float32) + decay * p.astype(jnp.float32), g) if m and g is not None else g
-            )
+            if not m or g is None:
+                return g
+            wide = tree.wide(g)
+            return like(wide + like(decay, wide) * like(p, wide), g)
 
         return jax.tree.map(add, updates, params, chosen, is_leaf=lambda x: x is None), state
 
-    return Transform(init_fn, update_fn, rescales=False)
+    return Transform(init_fn, update_fn, rescales=False, descends=False)
 
 
 class _ScaleByLearningRate(NamedTuple):
@@ -98,7 +99,7 @@ def scale_by_learning_rate(learning_rate: ScheduleLike):
       learning_rate: a number >= 0, an array of one, or a schedule.
 
     Returns:
-      A Transform. The rate stays float32 whatever the updates' dtype.
+      A Transform. The rate is float32 at least, whatever the updates' dtype.
 
     Raises:
       ConfigError: if the rate is negative or not finite.
@@ -114,12 +115,22 @@ def scale_by_learning_rate(learning_rate: ScheduleLike):
     def init_fn(params):
         del params
         count = jnp.zeros((), jnp.int32)
-        return ScaleByLearningRateState(count, at_step(learning_rate, count), jnp.ones((), jnp.float32))
+        rate = jnp.asarray(at_step(learning_rate, count), jnp.float32)
+        return ScaleByLearningRateState(count, rate, jnp.ones((), jnp.float32))
 
     def update_fn(updates, state, params=None, **extra):
         del params, extra
-        rate = at_step(learning_rate, state.count) * state.multiplier
-        updates = jax.tree.map(lambda g: like(-rate * g.astype(jnp.float32), g), updates)
-        return updates, ScaleByLearningRateState(increment(state.count), rate, state.multiplier)
+        now = at_step(learning_rate, state.count)
 
-    return Transform(init_fn, update_fn, rescales=False)
+        def rate(x):
+            """The rate in the dtype of `x`."""
+            return like(now, x) * like(state.multiplier, x)
+
+        def scale(g):
+            wide = tree.wide(g)
+            return like(-rate(wide) * wide, g)
+
+        new_state = ScaleByLearningRateState(increment(state.count), rate(state.multiplier), state.multiplier)
+        return jax.tree.map(scale, updates), new_state
+
+    return Transform(init_fn, update_fn, rescales=False, descends=True)

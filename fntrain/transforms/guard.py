@@ -47,9 +47,11 @@ def skip_nonfinite(tx: optax.GradientTransformation, check_updates: bool = False
 
     Args:
       tx: the inner transform.
-      check_updates: also skip where finite gradients give updates that are not (a schedule that returns NaN,
-        say). The updates are then computed twice, once to look at and once to take; a `tx` that applies its
-        own updates (`MultiSteps`) needs the guard inside instead: `MultiSteps(skip_nonfinite(tx, True), k)`.
+      check_updates: also skip where finite gradients lead to what is not: updates (a schedule that returns NaN,
+        say), or a number in the state of `tx` that was finite (1e20, whose square is infinite in Adam's second
+        moment, so that the entry would never move again). The step is then computed twice, once to look at and
+        once to take; around `MultiSteps` that is each micro-step, and inside it,
+        `MultiSteps(skip_nonfinite(tx, True), k)`, each window.
 
     Returns:
       A Transform. Gradients are read once more; what is skipped is not computed.
@@ -80,7 +82,7 @@ def skip_nonfinite(tx: optax.GradientTransformation, check_updates: bool = False
 class _SkipSpikes(NamedTuple):
     grad_norm: jax.Array  # float32, shape (): the norm of the last call
     norms: jax.Array  # float32, [window]: a ring of the last norms that were let through
-    count: jax.Array  # int32, shape (): how many were let through so far
+    count: jax.Array  # int32, shape (): how many were let through so far; past 2^31 - 1, so many less
     skipped: jax.Array  # int32, shape (): 1 if the last call was skipped, else 0
     total_skipped: jax.Array  # int32, shape (): calls skipped so far
     bad: jax.Array  # int32, [2 + 4 * leaves]: what `bad_step` reads
@@ -91,6 +93,9 @@ class SkipSpikesState(Guard, _SkipSpikes):
     """The norms that later ones are measured by, and what became of the last call and of all calls."""
 
     records: ClassVar[tuple[str, ...]] = ("grad_norm", "skipped")
+
+
+LARGEST = int(jnp.iinfo(jnp.int32).max)
 
 
 @transform
@@ -142,7 +147,7 @@ def skip_spikes(tx: optax.GradientTransformation, factor: float = 10.0, window: 
 
     def judge(updates, state, params, seen, sound, extra):
         del params
-        norm = tree.norm(updates)
+        norm = tree.norm(updates).astype(jnp.float32)
         usual = jnp.mean(state.norms)
         spike = (state.count >= window) & (norm > jnp.float32(factor) * usual)
         good = sound & (norm < jnp.inf) & finite_step((), extra) & ~spike
@@ -150,9 +155,9 @@ def skip_spikes(tx: optax.GradientTransformation, factor: float = 10.0, window: 
         at = state.count % window
         norms = state.norms.at[at].set(jnp.where(counts, norm, state.norms[at]))
         seen_norm = jnp.where(seen, norm, state.grad_norm)
-        return good, dict(
-            grad_norm=seen_norm, norms=norms, count=jnp.where(counts, state.count + 1, state.count)
-        )
+        # Past the largest int32 it starts again at the window's length, at the same place of the ring.
+        count = jnp.where(state.count < LARGEST, state.count + 1, window + (LARGEST % window + 1) % window)
+        return good, dict(grad_norm=seen_norm, norms=norms, count=jnp.where(counts, count, state.count))
 
     return guarded(tx, start, judge)
 
@@ -171,7 +176,7 @@ def guarded(
       judge: `(updates, state, params, seen, sound, extra) -> (good, changes)`: whether to take the step, and new
         values of the guard's own fields; `seen` is False for a batch that weighs nothing, which is neither good nor
         bad, and `sound` False if what it is given came from, or leads to, numbers that are not finite.
-      check_updates: whether the updates of a good step are computed once more, to look at.
+      check_updates: whether the updates and state of a good step are computed once more, to look at.
     """
     if tx.looks_late:
         raise ConfigError(
@@ -179,7 +184,7 @@ def guarded(
             f"see it: put the guard inside, `MultiSteps(skip_nonfinite(sam(tx)), k)`"
         )
     # What evaluates the loss elsewhere may find there what the gradient given to it does not say.
-    own = _Guarded(tx, start, judge, (check_updates or tx.evaluates) and not tx.owns_apply)
+    own = _Guarded(tx, start, judge, check_updates or tx.evaluates)
     return Transform(
         own.init,
         own.update,
@@ -251,6 +256,15 @@ class _Guarded:
     def passed(self, state: Any) -> jax.Array:
         return state.applied & self.tx.passed(state.inner_state)
 
+    def _sound(self, updates: Any, inner: Any, params: Any, extra: dict[str, Any]) -> jax.Array:
+        """Whether the updates are finite, and all numbers in the state that are so before."""
+        new, after = self.tx.update(updates, inner, params, **extra)
+        good = all_finite(new)
+        for was, now in zip(jax.tree.leaves(inner), jax.tree.leaves(after)):
+            if was is not now:  # what is handed on as it is needs no look
+                good &= all_finite(now) | ~all_finite(was)
+        return good
+
     def _judged(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> Any:
         """What is judged is what arrives: a second gradient, where `tx` takes one."""
         weight = extra.get("weight")
@@ -260,7 +274,7 @@ class _Guarded:
         if self.looks_ahead:
             sound = jax.lax.cond(
                 sound & finite_step(updates, extra),
-                lambda: all_finite(self.tx.update(updates, state.inner_state, params, **extra)[0]),
+                lambda: self._sound(updates, state.inner_state, params, extra),
                 lambda: jnp.asarray(False),
             )
         good, changes = self.judge(updates, state, params, seen, sound, extra)

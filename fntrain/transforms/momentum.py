@@ -14,10 +14,10 @@ from .types import Transform, at_step, increment, is_zero, like, transform
 
 
 class MomentumState(NamedTuple):
-    """The velocity, in float32, and how many updates made it."""
+    """The velocity, in float32 at least, and how many updates made it."""
 
     count: jax.Array  # int32, shape ()
-    velocity: PyTree  # float32, the parameters' shapes
+    velocity: PyTree  # float32 at least, the parameters' shapes
     scheduled: Any = ()  # the values of the last update, where there are schedules
 
 
@@ -37,7 +37,7 @@ def momentum(decay: ScheduleLike, nesterov: bool = False, dampening: ScheduleLik
       dampening: τ, in [0, 1], or a schedule of it.
 
     Returns:
-      A Transform. The velocity is float32; updates keep their dtypes.
+      A Transform. The velocity is float32 at least; updates keep their dtypes.
 
     Raises:
       ConfigError: if a number is out of range, or Nesterov meets dampening (their combination is undefined).
@@ -64,28 +64,29 @@ def momentum(decay: ScheduleLike, nesterov: bool = False, dampening: ScheduleLik
 
     def init_fn(params):
         count = jnp.zeros((), jnp.int32)
-        return MomentumState(count, tree.zeros_like(params, jnp.float32), values(count))
+        return MomentumState(count, tree.wide_zeros(params), values(count))
 
     def update_fn(updates, state, params=None, **extra):
         del params, extra
         mu = at_step(decay, state.count)
         gain = jnp.float32(1.0)
         if dampened:
-            gain = jnp.where(state.count == 0, jnp.float32(1.0), 1 - at_step(dampening, state.count))
+            rest = 1 - jnp.asarray(at_step(dampening, state.count), float)  # float64 where there is one
+            gain = jnp.where(state.count == 0, jnp.ones((), rest.dtype), rest)
 
         def fold(g, v):
-            g = g.astype(jnp.float32)
-            return mu * v + (gain * g if dampened else g)
+            g = like(g, v)
+            return like(mu, v) * v + (like(gain, v) * g if dampened else g)
 
         velocity = jax.tree.map(fold, updates, state.velocity)
 
         def step(g, v):
-            return like(g.astype(jnp.float32) + mu * v if nesterov else v, g)
+            return like(like(g, v) + like(mu, v) * v if nesterov else v, g)
 
         state = MomentumState(increment(state.count), velocity, values(state.count))
         return jax.tree.map(step, updates, velocity), state
 
-    return Transform(init_fn, update_fn, rescales=True)
+    return Transform(init_fn, update_fn, rescales=True, descends=False)
 
 
 @transform

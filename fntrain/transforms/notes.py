@@ -50,13 +50,14 @@ def counts(leaves: list[jax.Array]) -> jax.Array:
     if small:
         sizes = np.array([leaves[i].size for i in small])
         longest, starts = int(sizes.max()), np.cumsum(sizes) - sizes
-        joined = [jnp.ravel(leaves[i]).astype(jnp.float32) for i in small]
-        line = jnp.concatenate([*joined, jnp.zeros((longest,), jnp.float32)])
+        kind = tree.widest([leaves[i] for i in small])
+        joined = [jnp.ravel(leaves[i]).astype(kind) for i in small]
+        line = jnp.concatenate([*joined, jnp.zeros((longest,), kind)])
 
         def leaf(x: tuple[jax.Array, jax.Array]) -> jax.Array:
             start, size = x
             part = jax.lax.dynamic_slice_in_dim(line, start, longest)
-            return _counted(part, jnp.arange(longest) < size)
+            return _counted(part, jnp.arange(longest, dtype=jnp.int32) < size)
 
         pairs = jax.lax.map(leaf, (jnp.asarray(starts, jnp.int32), jnp.asarray(sizes, jnp.int32)))
         for i, pair in zip(small, jnp.unstack(pairs)):

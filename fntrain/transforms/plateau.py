@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.ranking import Direction, improves
@@ -104,10 +105,10 @@ def plateau(
       torch.optim.lr_scheduler.ReduceLROnPlateau.
     """
     check.number("factor", factor, above=0, below=1)
-    patience = _patience(patience)
+    patience = _count("patience", patience, at_least=1)
     check.number("rtol", rtol, at_least=0)
     check.number("atol", atol, at_least=0)
-    cooldown = check.integer("cooldown", cooldown, at_least=0)
+    cooldown = _count("cooldown", cooldown, at_least=0)
     check.number("min_scale", min_scale, at_least=0, at_most=1)
     direction = _direction(mode)
 
@@ -174,7 +175,7 @@ def stop_on_plateau(patience: int = 10, min_delta: float = 0.0, mode: str = "min
     References:
       Prechelt, *Early stopping - but when?*, 1998; Keras's `EarlyStopping`.
     """
-    patience = _patience(patience)
+    patience = _count("patience", patience, at_least=1)
     check.number("min_delta", min_delta, at_least=0)
     direction = _direction(mode)
 
@@ -193,11 +194,12 @@ def stop_on_plateau(patience: int = 10, min_delta: float = 0.0, mode: str = "min
     return init, update
 
 
-def _patience(patience: int) -> int:
-    patience = check.integer("patience", patience, at_least=1)
-    if patience > np.iinfo(np.int32).max:
-        raise ConfigError(f"`patience` must be at most {np.iinfo(np.int32).max}, got {patience}")
-    return patience
+def _count(name: str, value: int, at_least: int) -> int:
+    """A number of values, which an int32 must be able to count."""
+    value = check.integer(name, value, at_least=at_least)
+    if value > np.iinfo(np.int32).max:
+        raise ConfigError(f"`{name}` must be at most {np.iinfo(np.int32).max}, got {value}")
+    return value
 
 
 def _direction(mode: str) -> Direction:
@@ -321,8 +323,13 @@ def reduce_on_plateau(
         value = jnp.asarray(extra["value"], kind)
         weight = jnp.asarray(1.0 if extra.get("weight") is None else extra["weight"], kind)
         state = _checked(state, value, weight)
-        scaled = jax.tree.map(lambda g: like(g.astype(jnp.float32) * state.plateau.scale, g), updates)
-        return scaled, state
+        scale = state.plateau.scale
+
+        def scaled(g):
+            wide = tree.wide(g)
+            return like(wide * like(scale, wide), g)
+
+        return jax.tree.map(scaled, updates), state
 
     def _checked(state, value, weight):
         """The state after one more loss; of weight zero it is as if it had not come."""
@@ -337,7 +344,7 @@ def reduce_on_plateau(
         new, old = (after, *_nothing(after)), (state.plateau, count, total, gathered)
         return ReduceOnPlateauState(*jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old))
 
-    return Transform(init_fn, update_fn, rescales=False)
+    return Transform(init_fn, update_fn, rescales=False, descends=False)
 
 
 def _nothing(plateau: PlateauState) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -41,8 +41,8 @@ def counted_init(**hyperparameters: ScheduleLike) -> Any:
     return CountedState(count, values) if values else ()
 
 
-def counted_update(state: Any, **hyperparameters: ScheduleLike) -> tuple[dict[str, jax.Array], Any]:
-    """`(the values to use in float32, the state after this update)`."""
+def counted_update(state: Any, **hyperparameters: ScheduleLike) -> tuple[dict[str, Any], Any]:
+    """`(the values to use, as `at_step` has them, the state after this update)`."""
     count = state.count if state else jnp.zeros((), jnp.int32)
     values = {name: at_step(h, count) for name, h in hyperparameters.items()}
     return values, CountedState(increment(count), scheduled(count, **hyperparameters)) if state else state

@@ -105,7 +105,7 @@ class _Groups:
 
     def flush(self, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         new, new_state = [], {}
-        for pattern, tx, u, s, p, told in self._members(nothing(params, jnp.float32), state, params, extra):
+        for pattern, tx, u, s, p, told in self._members(nothing(params, wide=True), state, params, extra):
             new_state[pattern] = s
             if tx.holds_back:
                 u, new_state[pattern] = tx.flush(s, p, **told)
@@ -189,7 +189,7 @@ def freeze(tx: optax.GradientTransformation, regex: str | Sequence[str]) -> Any:
     def flush_fn(state, params, **extra):
         frozen, part = split(params)
         updates, state = tx.flush(state, part, **_seen_from(part, params, extra))
-        return joined(updates, nothing(frozen, jnp.float32)), state
+        return joined(updates, nothing(frozen, wide=True)), state
 
     def look_fn(updates, state, params, **extra):
         (frozen, updates), part = split(updates), split(params)[1]
@@ -237,9 +237,11 @@ def joined(*trees: PyTree) -> PyTree:
     return jax.tree.map(first, *trees, is_leaf=lambda x: x is None)
 
 
-def nothing(x: PyTree, dtype: Any = None) -> PyTree:
+def nothing(x: PyTree, wide: bool = False) -> PyTree:
     """Updates that change no bit of what they are added to: -0.0, since -0.0 + 0.0 is 0.0."""
-    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, -0.0, dtype or leaf.dtype), x)
+    return jax.tree.map(
+        lambda leaf: jnp.full(leaf.shape, -0.0, tree.wide_dtype(leaf) if wide else leaf.dtype), x
+    )
 
 
 def _seen_from(part: PyTree, params: PyTree, extra: dict[str, Any]) -> dict[str, Any]:
@@ -263,8 +265,8 @@ def _seen_from(part: PyTree, params: PyTree, extra: dict[str, Any]) -> dict[str,
 
 
 def _check_groups(patterns: list[str], params: PyTree) -> None:
-    """Refuse patterns without a leaf of their own, and leaves without a pattern."""
-    names = tree.paths(params)
+    """Refuse patterns without a leaf of their own, leaves without a pattern, and two leaves of one path."""
+    names = tree.names(params)
     groups = [tree.paths(part) for part in parts(patterns, params)]
     for pattern, group in zip(patterns, groups):
         matched = [name for name in names if tree.compiled(pattern, "groups").search(name)]

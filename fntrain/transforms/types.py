@@ -124,6 +124,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
       side_by_side: whether the stages have a part of the parameters each, and do not follow one another.
       rescales: whether the updates behind it are another direction than the gradient's, so that decay added to them
         is decoupled; None where nobody said.
+      descends: whether its updates point against what it is given, as behind a learning rate; None where nobody said.
       evaluates: whether it may evaluate the loss at parameters of its own choice, as line searches do.
       gates: whether it may keep a call back, or skip it.
       observes: whether it lets updates through as they are, and only looks at them.
@@ -141,6 +142,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
     _passed: Callable[[Any], jax.Array] | None
     side_by_side: bool
     rescales: bool | None
+    descends: bool | None
     evaluates: bool
     gates: bool
     mixed: bool
@@ -158,6 +160,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
         sees: Callable[[str, PyTree], PyTree] | None = None,
         side_by_side: bool = False,
         rescales: bool | None = None,
+        descends: bool | None = None,
         evaluates: bool = False,
         passed: Callable[[Any], jax.Array] | None = None,
         gates: bool = False,
@@ -173,6 +176,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
         if rescales is None and said:
             rescales = True if True in said else None if None in said else False
         self.rescales = rescales
+        self.descends = _descends(list(inner), side_by_side) if descends is None else descends
         self.evaluates = evaluates or any(stage.evaluates for stage in inner)
         self.gates = gates or any(stage.gates for stage in inner)
         self.mixed = (side_by_side and self.gates and len(inner) > 1) or any(stage.mixed for stage in inner)
@@ -273,6 +277,14 @@ jax.tree_util.register_static(Transform)  # a transform inside a pytree is struc
 
 transform = factory(Transform)
 """Decorator: a function that returns `(init_fn, update_fn)` (or a fresh Transform) makes Transforms."""
+
+
+def _descends(stages: "list[Transform]", side_by_side: bool) -> bool | None:
+    """Whether the updates of several go downhill: each, side by side; in a row, if an odd number turns the sign."""
+    said = [stage.descends for stage in stages]
+    if side_by_side:
+        return False if False in said else None if None in said else True
+    return None if None in said or not said else sum(map(bool, said)) % 2 == 1
 
 
 def _evaluated(node: Averaging, params: Params) -> Params:
@@ -400,8 +412,13 @@ def check_stages(state: Any, stages: Mapping[str, Any]) -> None:
         )
 
 
-def at_step(value: ScheduleLike, count: jax.Array) -> jax.Array:
-    """A hyperparameter's value at an update, in float32: a schedule is called, a number is itself."""
+def at_step(value: ScheduleLike, count: jax.Array) -> Any:
+    """A hyperparameter's value at an update.
+
+    A plain number is itself, and has yet to get a dtype (`like`); a schedule's value, and any other, is float32.
+    """
+    if isinstance(value, int | float):
+        return float(value)
     if not callable(value):
         return jnp.asarray(value, jnp.float32)
     with jax.numpy_dtype_promotion("standard"):  # a schedule of the user's may well write 0.5 * step
@@ -413,9 +430,9 @@ def is_zero(value: Any) -> bool:
     return isinstance(value, bool | int | float) and value == 0
 
 
-def like(x: jax.Array, reference: jax.Array) -> jax.Array:
-    """`x` in the dtype of `reference`."""
-    return x.astype(reference.dtype)
+def like(x: Any, reference: jax.Array) -> jax.Array:
+    """`x`, an array or a plain number, in the dtype of `reference`; complex numbers are refused, not made real."""
+    return jnp.asarray(tree.wide(x) if isinstance(x, jax.Array) else x, reference.dtype)
 
 
 def increment(count: jax.Array) -> jax.Array:

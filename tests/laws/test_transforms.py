@@ -59,6 +59,8 @@ TRANSFORMS = {
     "freeze": lambda: ft.freeze(ft.chain(ft.clip_by_norm(1.0), ft.optimizers.sgd(0.1, 0.9)), "bias"),
     "with_hyperparams": lambda: ft.with_hyperparams(ft.optimizers.adamw, learning_rate=1e-3),
     "reduce_on_plateau": lambda: ft.reduce_on_plateau(0.5, 2, accumulation_size=2),
+    "ema debiased": lambda: ft.chain(ft.optimizers.sgd(0.1), ft.ema(0.9, debias=True)),
+    "adam held": lambda: ft.with_hyperparams(ft.optimizers.adam, b1=0.9),
 }
 
 # What train_step passes to every transform that takes extra arguments.
@@ -68,6 +70,42 @@ EXTRA = {"value": jnp.float32(1.0), "value_and_grad_fn": lambda params: (jnp.flo
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transform(name):
     testing.check_transform(TRANSFORMS[name], extra=EXTRA)
+
+
+# What a sign or a limit is, float32 can say too.
+COARSE = {"clip_by_value", "scale_by_lion", "clip_by_value scheduled"}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_float64_stays_float64(name):
+    with jax.enable_x64(True):
+        tx = TRANSFORMS[name]()
+        p = {"kernel": jnp.asarray(RNG.normal(size=(3, 2))), "bias": jnp.asarray(RNG.normal(size=2))}
+        extra = {"value": jnp.float32(1), "value_and_grad_fn": lambda params: (jnp.float32(1), params)}
+        grads = {"kernel": p["kernel"] / 3, "bias": p["bias"] * 7}
+        update = jax.jit(lambda state: tx.update(grads, state, p, **extra))
+        first = tx.init(p)
+        state = update(first)[1]
+        updates, state = update(state)
+        assert tree.aval_difference(first, state) is None
+        assert {u.dtype for u in jax.tree.leaves(updates)} == {np.dtype("float64")}
+        large = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating) and x.ndim]
+        assert name.startswith("skip_spikes") or {x.dtype for x in large} <= {np.dtype("float64")}
+        digits = [np.asarray(x) for x in (large if name == "scale_by_lion" else jax.tree.leaves(updates))]
+        lost = [np.array_equal(x, x.astype(np.float32)) for x in digits if x.any()]
+        assert not any(lost) or name in COARSE
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_complex_leaves_are_refused(name):
+    """Rather than made real without a word: nobody has said what their gradient is."""
+    tx, z = TRANSFORMS[name](), {"kernel": jnp.ones((2, 2), jnp.complex64) * 1j, "bias": jnp.ones(2)}
+    extra = {"value": jnp.float32(1), "value_and_grad_fn": lambda params: (jnp.float32(1), params)}
+    with pytest.raises(ft.ConfigError, match="complex"):
+        tx.update(z, tx.init(z), z, **extra)
+    p = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    with pytest.raises(ft.ConfigError, match="complex"):  # a complex gradient of real parameters
+        tx.update(z, tx.init(p), p, **extra)
 
 
 @pytest.mark.parametrize("make", [lambda: ft.transforms.plateau(patience=3), lambda: ft.stop_on_plateau(3)])

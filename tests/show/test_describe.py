@@ -69,9 +69,25 @@ def test_hyperparameters_are_shown_with_their_defaults_once():
     assert found["scale_by_learning_rate"].hyperparameters == "learning_rate=0.001"
 
 
+@T.transform
+def own_preconditioner(b=0.9):
+    """One whose name says nothing, and whose state has the parameters' shapes."""
+
+    def init_fn(params):
+        return {"nu": jax.tree.map(jnp.zeros_like, params)}
+
+    def update_fn(updates, state, params=None, **extra):
+        nu = jax.tree.map(lambda n, g: b * n + (1 - b) * g * g, state["nu"], updates)
+        return jax.tree.map(lambda g, n: g / (jnp.sqrt(n) + 1e-8), updates, nu), {"nu": nu}
+
+    return init_fn, update_fn
+
+
 @pytest.mark.parametrize(
     ("tx", "kind"),
     [
+        (T.chain(own_preconditioner(), T.add_weight_decay(0.1), optimizers.sgd(0.1)), "decoupled"),
+        (T.chain(T.add_weight_decay(0.1), own_preconditioner(), optimizers.sgd(0.1)), "L2"),
         (optimizers.sgd(weight_decay=0.1), "L2"),
         (optimizers.sgd(momentum=0.9, weight_decay=0.1), "L2"),
         (optimizers.adamw(), "decoupled"),

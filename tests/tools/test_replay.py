@@ -1,5 +1,6 @@
 """Capsules, replays, and what fit does about bad steps: found, kept, reproduced bitwise, gone back from."""
 
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -460,3 +461,13 @@ def test_mistakes_cost_one_line(arguments, message, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("primitive", "renamed"), [("scan", "num_consts"), ("while", "cond_nconsts"), ("cond", "branches")]
+)
+def test_what_jax_has_renamed_is_said_by_name(primitive, renamed):
+    """JAX's operations have no public description: a name that is gone is no KeyError, and no wrong answer."""
+    module = importlib.import_module("fntrain.tools.replay")  # whose name in the package is the function's
+    with pytest.raises(ft.ConfigError, match=f"into a `{primitive}` under JAX .*`{renamed}`"):
+        module._said({"other": 1}, primitive, renamed)

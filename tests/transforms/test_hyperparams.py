@@ -52,8 +52,7 @@ SCHEDULED = {
     "momentum": (T.momentum, {"decay": BETA}, "momentum"),
     "nesterov": (T.nesterov, {"decay": BETA}, "momentum"),
     "dampening": (lambda dampening: T.momentum(0.5, dampening=dampening), {"dampening": BETA}, "dampening"),
-    "b1 of Adam": (lambda b1: T.scale_by_adam(b1), {"b1": BETA}, "b1"),
-    "b2 of Adam": (lambda b2: T.scale_by_adam(b2=b2), {"b2": BETA}, "b2"),
+    # Adam's decays are no matter of one update alone: tests/transforms/test_scheduled_decay.py.
     "eps of Adam": (lambda eps: T.scale_by_adam(eps=eps), {"eps": (1e-8, 1.0, 0.0, 0.1)}, "eps"),
     "decay of rms": (T.scale_by_rms, {"decay": BETA}, "decay"),
     "eps of rms": (lambda eps: T.scale_by_rms(0.5, eps), {"eps": (1e-8, 1.0, 0.0, 0.1)}, "eps"),

@@ -386,6 +386,17 @@ def test_multi_steps_skips_as_optaxs_does(bad):
     assert np.isfinite(got[-1][2]).all()
 
 
+@pytest.mark.parametrize("rate", [1e-8, 1e-4])
+def test_a_window_of_low_precision_returns_what_the_inner_transform_does(rate):
+    p, g = jnp.ones(3), jnp.ones(3, jnp.float16)
+    tx = T.MultiSteps(optax.adam(rate), 2)
+    state = tx.init(p)
+    for _ in range(2):
+        u, state = tx.update(g, state, p)
+    assert u.dtype == jnp.float32
+    np.testing.assert_allclose(u, -rate, rtol=1e-4)  # float16 has nothing between 0 and 6e-8
+
+
 def test_weighted_windows():
     k, weights = 3, np.array([1, 2, 5, 0, 4, 0.5, 0, 0, 3, 7, 1, 1], F32)
     got = micro_steps(T.MultiSteps(optimizers.sgd(1.0), k), MICRO[:12], weights)
