@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from .._core import check
 from ..step import checks, programs
 from ..step.provenance import BadStep
 from ..step.state import TrainState, check_state
@@ -48,6 +49,7 @@ class FitResult:
         return iter((self.state, self.history))
 
 
+@check.no_more_than(3, "`data` is one argument, columns and all: `fit(task, state, (x, y))`")
 def fit(
     task: Task,
     state: TrainState,
