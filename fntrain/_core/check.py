@@ -23,6 +23,11 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, Tracer)
 
 
+def is_function(x: Any) -> bool:
+    """True for what is there to be called; a module, which can be called and is a tree of arrays, is that tree."""
+    return callable(x) and (isinstance(x, functools.partial) or jax.tree_util.all_leaves([x]))
+
+
 def number(
     name: str,
     value: Any,
