@@ -106,7 +106,7 @@ def mask_leaves(mask: Any, tree: PyTree, *, name: str = "mask") -> list[bool]:
         return [True] * len(leaves)
     if isinstance(mask, str) or (isinstance(mask, list | tuple) and all(isinstance(m, str) for m in mask)):
         mask = regex_mask(mask, tree, name=name)
-    elif is_function(mask):
+    elif callable(mask) and is_function(mask):
         mask = mask(tree)
     difference = structure_difference(tree, mask)
     if difference:

@@ -11,7 +11,7 @@ from .errors import DataError
 def is_numeric(dtype: np.dtype) -> bool:
     """Whether a device takes it, in whatever byte order: bools and numbers, of at most 64 bits a part."""
     numeric = dtype == np.bool_ or jnp.issubdtype(dtype, np.number)
-    return numeric and dtype.type not in (np.longdouble, np.clongdouble)
+    return numeric and dtype.type not in (np.longdouble, np.clongdouble, np.timedelta64)  # a number to NumPy
 
 
 def check_numeric(where: str, dtype: np.dtype, given: Any = None) -> None:
