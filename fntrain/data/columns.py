@@ -30,9 +30,11 @@ def check_range(batch: Batch, where: str) -> Batch:
             continue
         narrow = np.dtype(_NARROWED[x.dtype.name])
         limits = np.finfo(narrow) if narrow.kind == "f" else np.iinfo(narrow)
-        low, high = np.fmin.reduce(x, None), np.fmax.reduce(x, None)
-        if narrow.kind == "f" and (low < limits.min or high > limits.max):
-            finite = x[np.isfinite(x)]  # what is infinite already stays visible
+        low, high = x.min(), x.max()
+        if low >= limits.min and high <= limits.max:
+            continue
+        if narrow.kind == "f":
+            finite = x[np.isfinite(x)]  # what is infinite or NaN already stays visible
             low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
         if low < limits.min or high > limits.max:
             path = next(path for path, leaf in tree.items(batch) if leaf is x)

@@ -18,8 +18,9 @@ def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str
     """What `fit` and `evaluate` iterate over, from any of the forms data comes in.
 
     An array, or a tuple or dict (any tree but a list) of arrays, is a data set; a list, generator, loader, Grain
-    dataset or function `epoch -> iterable` gives batches. A source has `length` (batches of an epoch, or None),
-    `has_tail`, `peek() -> (batch, weight)` and `epoch(epoch, start) -> iterator of (batch, weight)`.
+    dataset or function `epoch -> iterable` gives batches. A source has `length` (batches of an epoch, or None) and
+    whether that is `sure`, `endless`, `has_tail`, `peek() -> (batch, weight)`, `epoch(epoch, start) -> iterator of
+    (batch, weight)`, and, where it may hold pairs, `pair_up`.
 
     Raises:
       DataError: if it is none of these, or empty.
