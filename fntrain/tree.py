@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._core.check import did_you_mean
+from ._core.check import did_you_mean, is_function
 from ._core.errors import ConfigError, DataError
 from ._core.public import surface
 from ._core.typing import PyTree
@@ -123,7 +123,7 @@ def mask_leaves(mask: Any, tree: PyTree, *, name: str = "mask") -> list[bool]:
         return [True] * len(leaves)
     if isinstance(mask, str) or (isinstance(mask, list | tuple) and all(isinstance(m, str) for m in mask)):
         mask = regex_mask(mask, tree, name=name)
-    elif callable(mask):
+    elif callable(mask) and is_function(mask):
         mask = mask(tree)
     difference = structure_difference(tree, mask)
     if difference:

@@ -1,11 +1,12 @@
 """Argument checks: each names the argument, what was expected, what came, and, where it can, the call that works."""
 
 import difflib
+import functools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -13,10 +14,18 @@ from jax.core import Tracer
 
 from .errors import ConfigError
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 def is_concrete(x: Any) -> bool:
     """True if the value of `x` can be read here: it is not being traced by a JAX transformation."""
     return not isinstance(x, Tracer)
+
+
+def is_function(x: Any) -> bool:
+    """True for what is there to be called; a module, which can be called and is a tree of arrays, is that tree."""
+    return callable(x) and (isinstance(x, functools.partial) or jax.tree_util.all_leaves([x]))
 
 
 def number(
@@ -127,6 +136,27 @@ def did_you_mean(value: Any, choices: Iterable[Any]) -> str:
     names = [c for c in choices if isinstance(c, str)]
     close = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def no_more_than(count: int, hint: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator: more than `count` arguments without a name are refused with a hint, and not by the interpreter.
+
+    Raises:
+      ConfigError: when the function is called with more.
+    """
+
+    def decorate(f: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(f)
+        def checked(*args: P.args, **keywords: P.kwargs) -> T:
+            if len(args) > count:
+                raise ConfigError(
+                    f"`{f.__name__}` takes {count} arguments without a name, got {len(args)}: {hint}"
+                )
+            return f(*args, **keywords)
+
+        return checked
+
+    return decorate
 
 
 def function(name: str, value: Any, signature: str) -> None:

@@ -100,6 +100,8 @@ def _of_array(x: Any) -> str:
     if not isinstance(x.dtype, np.dtype) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return f"key {jax.random.key_impl(x)} {_of_array(jax.random.key_data(x))}"
     host = np.asarray(x)
+    if host.dtype.hasobject:  # whose bytes are addresses
+        return f"{host.dtype.name}{list(host.shape)} {[_of(x, ()) for x in host.reshape(-1).tolist()]}"
     if host.ndim == 0 and host.dtype.kind in "biufc":
         return f"{host.dtype.name} {host.item()!r}"
     return f"{host.dtype.name}{list(host.shape)} {crc32(host):08x}"

@@ -10,8 +10,9 @@ from .. import tree
 from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import Batch, PyTree
-from .columns import check_columns, check_range, padded
+from .columns import check_range, check_rows, marked, padded
 from .position import Position
+from .tensors import at, columns
 
 
 class ArrayLoader:
@@ -66,7 +67,7 @@ class ArrayLoader:
     def batch(self, epoch: int, index: int) -> tuple[Batch, np.ndarray]:
         """Batch `index` of an epoch, `(batch, weight)`; rows past the end are zeros of weight 0."""
         rows = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        batch = check_range(jax.tree.map(lambda x: np.asarray(x[rows]), self.data), "`data`")
+        batch = check_range(jax.tree.map(lambda x: at(x, rows), self.data), "`data`")
         return padded(batch, len(rows), self.batch_size)
 
     def stacked(self, epoch: int, index: int, count: int) -> Batch:
@@ -75,7 +76,7 @@ class ArrayLoader:
         rows = self.order(epoch)[index * size : (index + count) * size]
 
         def gather(x: Any) -> np.ndarray:
-            return np.asarray(x[rows]).reshape(count, size, *x.shape[1:])
+            return at(x, rows).reshape(count, size, *x.shape[1:])
 
         return check_range(jax.tree.map(gather, self.data), "`data`")
 
@@ -86,7 +87,7 @@ class ArrayLoader:
             self.position: Position = (
                 Position(epoch, index + 1) if index + 1 < len(self) else Position(epoch + 1, 0)
             )
-            yield self.batch(epoch, index)
+            yield marked(*self.batch(epoch, index))
 
 
 def data_loader(
@@ -95,8 +96,12 @@ def data_loader(
     """Mini-batches of a data set of arrays, gathered one at a time.
 
     Args:
-      data: an array, or a tuple, dict or any tree of arrays (NumPy, memory-mapped, JAX) that share their
-        leading axis.
+      data: an array, or a tuple, dict or any tree of arrays that share their leading axis. Arrays of NumPy and JAX
+        are taken as they are; those in files (memory-mapped, h5py, zarr: what has `shape`, `dtype` and `chunks`)
+        stay there, and the rows of a batch are read when it is made. Frames and series (pandas, polars), tensors of
+        torch, lists of numbers, and whatever has `__array__` or `__dlpack__` become arrays here: a frame is the matrix
+        of its columns. Text, times, categories, objects, sparse matrices and values marked as missing are refused.
+        Where `jax_enable_x64` is off, 64-bit floats are rounded to 32 on the device, as JAX does.
       batch_size: rows of every batch. The last one of an epoch is padded to it with rows of weight 0, so that
         nothing is compiled twice and no example is lost.
       shuffle: a new order each epoch.
@@ -107,7 +112,8 @@ def data_loader(
       An ArrayLoader; iterate over it for `(batch, weight)` pairs, `weight` float32 `[batch_size]`.
 
     Raises:
-      DataError: if there are no rows, or leaves disagree on their number.
+      DataError: if there are no rows, leaves disagree on their number, or one is no array of numbers; and with the
+        batch that holds it, for a number that does not fit 32 bits where `jax_enable_x64` is off.
       ConfigError: if the batch size is no integer >= 1, or larger than the data with `drop_last`.
 
     Examples:
@@ -123,10 +129,14 @@ def array_loader(
     data: PyTree, batch_size: int, shuffle: bool, seed: int, drop_last: bool, name: str
 ) -> ArrayLoader:
     """`data_loader`, with the name of the caller's argument for messages."""
+    if np.ndim(batch_size):
+        raise ConfigError(
+            f"`batch_size` must be an integer >= 1, got an array: `{name}` is one argument, `data_loader((x, y), 32)`"
+        )
     batch_size = check.integer("batch_size", batch_size, at_least=1)
     seed = check.integer("seed", seed, at_least=0)
-    data = jax.tree.map(lambda x: x if hasattr(x, "dtype") else np.asarray(x), data)
-    check_columns(data, name)
+    data = columns(data, name)
+    check_rows(data, name)
     rows = tree.leading_axis(data, name=name)
     if rows == 0:
         raise DataError(f"`{name}` must hold at least one example, got {tree.describe(data)}")
@@ -141,6 +151,9 @@ def _on_host(x: Any) -> Any:
 
 class Arrays:
     """A loader as a source of epochs."""
+
+    sure = True  # `length` is how many batches there are
+    endless = False
 
     def __init__(self, loader: ArrayLoader):
         self.loader = loader

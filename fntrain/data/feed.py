@@ -1,6 +1,7 @@
 """Batches from a source to the device: what one dispatch takes, with weights where padding needs them."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from .. import sharding
+from .. import sharding, tree
 from .._core.errors import DataError
 from ..sharding.mesh import data_axis
 from ..sharding.place import mesh_of, place, place_stacked
@@ -20,6 +21,7 @@ from ..step.state import TrainState
 from ..step.task import Task
 from .arrays import ArrayLoader, Arrays
 from .position import Position
+from .tensors import is_column, to_numpy
 
 
 class Piece(NamedTuple):
@@ -55,27 +57,34 @@ class Feed:
     """
 
     def __init__(self, task: Task, state: TrainState, source: Any, *, train: bool, name: str):
+        self.rows: int  # of a batch
+        self.form: tuple[Any, Any]  # of a batch and its weight, as they reach a step
         self.task = task
         self.source = source
         self.name = name
         self.mesh: Mesh | None = mesh_of(state)
-        first, weight = source.peek()
-        self.rows: int = len(weight)  # of a batch
         # Whole batches of arrays, on one device: nothing is ever padded, unless at an epoch's end.
         self.whole: bool = isinstance(source, Arrays) and self.mesh is None
         self._ones = functools.cache(_ones)
         self.weighed = source.has_tail or not self.whole
-        self.form = self._shapes(first, weight)
-        try:
-            empty = programs.empty_metrics(task, state, *self.form, train=train)
-        except ScalarLossError:
-            if source.has_tail:
-                raise self._scalar_tail() from None
-            self.weighed = False
-            self.form: tuple[Any, Any] = self._shapes(first, weight)
-            empty = programs.empty_metrics(task, state, *self.form, train=train)
+        empty = first_met(source, name, functools.partial(self._met, state, train))
+        if not train and source.endless:
+            raise DataError(f"`{name}` has no end, and all of it is read each time: give a part of it")
         # Where a step will return them: accumulators that moved after the first step would compile it twice.
         self.empty: Packed = empty if self.mesh is None else sharding.replicate(empty, self.mesh)
+
+    def _met(self, state: TrainState, train: bool, first: Any, weight: Any) -> Packed:
+        """Empty accumulators of steps on such batches, which are what batches are from here on."""
+        self.rows = len(weight)
+        self.form = self._shapes(first, weight)
+        try:
+            return programs.empty_metrics(self.task, state, *self.form, train=train)
+        except ScalarLossError:
+            if self.source.has_tail:
+                raise self._scalar_tail() from None
+        self.weighed = False
+        self.form = self._shapes(first, weight)
+        return programs.empty_metrics(self.task, state, *self.form, train=train)
 
     def pieces(self, position: Position, room: Callable[[int], int]) -> Iterator[Piece]:
         """An epoch's batches from a position on.
@@ -111,7 +120,8 @@ class Feed:
     def _collected(self, position: Position, room: Callable[[int], int]) -> Iterator[Piece]:
         pairs = iter(self.source.epoch(*position))
         waiting: list[Any] = []
-        done, ended, length = 0, False, self.source.length
+        done, ended = 0, False
+        length = self.source.length if self.source.sure else None  # else the data is what is read
         error: Exception | None = None
         while steps := room(done):
             # One batch ahead of what is taken, to know the last one; not beyond the run's end.
@@ -161,7 +171,7 @@ class Feed:
     def _weight(self, weight: Any) -> Any:
         if self.weighed:
             return weight
-        if not weight.all():
+        if not (weight == 1).all():
             raise self._scalar_tail()
         return None
 
@@ -171,6 +181,65 @@ class Feed:
             f"cannot be told from examples: return one value per example (`fntrain.losses.mse(...)` without "
             f"`.mean()`), choose a `batch_size` that divides the data, or pass `data_loader(..., drop_last=True)`"
         )
+
+
+def first_met(source: Any, name: str, met: Callable[[Any, Any], Any]) -> Any:
+    """What `met(batch, weight)`, which traces the loss, makes of a source's first batch.
+
+    Where the loss cannot take it, and it is a pair by its form, the source is one of pairs `(batch, weight)`: a loss
+    that takes what comes as it is, takes it so.
+
+    Raises:
+      DataError: if the loss takes another form of batch than `data` has, and it shows which.
+    """
+    batch, weight = source.peek()
+    try:
+        return met(batch, weight)
+    except Exception as error:
+        if not isinstance(source, Arrays) and source.pair_up():
+            try:
+                return met(*source.peek())
+            except Exception:  # nor can it take that: what it said of the first is what there is to say
+                pass
+        way = _other_form(source, batch, weight, error, met)
+        if way is None:
+            error.add_note(f"the first batch of `{name}` is {tree.describe(batch)}")
+            raise
+        raise DataError(
+            f"`loss_fn` does not take the batches of `{name}`, {tree.describe(batch)}: a batch has the form of the "
+            f"data, and {way} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _other_form(
+    source: Any, batch: Any, weight: Any, error: Exception, met: Callable[[Any, Any], Any]
+) -> str | None:
+    """In which form the loss would have taken its batch, in words; None if that is not known."""
+
+    def takes(other: Any) -> bool:
+        try:
+            met(other, weight)
+        except Exception:
+            return False
+        return True
+
+    given = getattr(source, "source", None)
+    if isinstance(batch, dict) and 1 < len(batch) <= 3:
+        for names in itertools.permutations(batch):
+            if takes(tuple(batch[key] for key in names)):
+                order = ", ".join(map(str, names))
+                return f"this loss takes a tuple: give `({order})`, or read `batch[{names[0]!r}]` in it"
+    if isinstance(given, list) and 1 < len(given) <= 3 and all(is_column(x) for x in given):
+        columns = tuple(to_numpy(x)[: len(weight)] for x in given)
+        if all(np.ndim(x) and len(x) == len(weight) for x in columns) and takes(columns):
+            return "this loss takes a tuple: a list holds batches, and columns go into a tuple, `(x, y)`"
+    if (
+        isinstance(error, TypeError)
+        and "indices must be integers" in str(error)
+        and isinstance(batch, tuple | list)
+    ):
+        return "this loss takes a dict: give `{name: column}`, or take the batch apart in it, `x, y = batch`"
+    return None
 
 
 def on_device(piece: Piece) -> Piece:
@@ -205,9 +274,15 @@ def train(
 def evaluated(feed: Feed, state: TrainState, stopped: Callable[[], bool] | None = None) -> Packed:
     """The metrics of a whole data set, accumulated on the device."""
     metrics = programs.copied(feed.empty)
+    piece = None
     for piece in feed.pieces(Position(0, 0), lambda done: 1):
         with jax.transfer_guard_host_to_device("allow"):
             metrics = programs.eval_into(feed.task, state, metrics, piece.batch, piece.weight)
         if stopped is not None and stopped():
             break
+    if piece is None:
+        raise DataError(
+            f"`{feed.name}` gave no batch: what can be read only once has none the second time; give a list, a loader, "
+            f"or a function `epoch -> iterable`"
+        )
     return metrics

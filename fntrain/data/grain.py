@@ -58,9 +58,28 @@ class GrainSource:
         self._indexed = isinstance(data, sys.modules["grain"].MapDataset)
         self._checks = Stream([], name)  # the form that all batches share
         self._first: tuple[Batch, np.ndarray] | None = None
+        self._given: Any = None  # the first batch as it came
         self._restored: dict[str, Any] | None = None
         # Replaced as a whole, never changed: it may be read while another thread reads ahead.
         self._states: tuple[tuple[Position, Any], ...] = ()
+
+    @property
+    def sure(self) -> bool:
+        """Whether `length` is how many batches there are."""
+        return self._indexed
+
+    @property
+    def endless(self) -> bool:
+        """Whether an epoch is known to have no end; that it is not, does not say that it has one."""
+        return self._indexed and len(self.data) >= 2**62
+
+    def pair_up(self) -> bool:
+        """Take elements as pairs `(batch, weight)`, if the first is one by its form; whether it is."""
+        self.peek()
+        if not self._checks.take_pairs(self._given):
+            return False
+        self._first = None
+        return True
 
     @property
     def length(self) -> int | None:
@@ -79,7 +98,8 @@ class GrainSource:
                 raise DataError(
                     f"`{self.name}` gave no batch: the Grain pipeline is empty, or its first is filtered"
                 )
-            self._first = self._checks._checked(batch, 0, 0)
+            self._given = batch
+            self._first = self._checks.checked(batch, 0, 0)
         return self._first
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, np.ndarray]]:
@@ -106,7 +126,7 @@ class GrainSource:
                         f"`{self.name}`: element {index} of epoch {epoch + 1} was filtered out of a `MapDataset` of "
                         f"batches; filter before batching: `dataset.to_iter_dataset().filter(...).batch(...)`"
                     )
-                yield self._checks._checked(batch, epoch, index)
+                yield self._checks.checked(batch, epoch, index)
         finally:
             _close(iterator)
 

@@ -1,6 +1,6 @@
 """The door of data: from what people hand to `fit` to a source of epochs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,14 +11,16 @@ from .._core.digest import crc32
 from .._core.errors import DataError
 from .arrays import ArrayLoader, Arrays, array_loader
 from .stream import Stream
+from .tensors import at, is_column, is_leaf
 
 
 def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str = "data") -> Any:
     """What `fit` and `evaluate` iterate over, from any of the forms data comes in.
 
     An array, or a tuple or dict (any tree but a list) of arrays, is a data set; a list, generator, loader, Grain
-    dataset or function `epoch -> iterable` gives batches. A source has `length` (batches of an epoch, or None),
-    `has_tail`, `peek() -> (batch, weight)` and `epoch(epoch, start) -> iterator of (batch, weight)`.
+    dataset or function `epoch -> iterable` gives batches. A source has `length` (batches of an epoch, or None) and
+    whether that is `sure`, `endless`, `has_tail`, `peek() -> (batch, weight)`, `epoch(epoch, start) -> iterator of
+    (batch, weight)`, and, where it may hold pairs, `pair_up`.
 
     Raises:
       DataError: if it is none of these, or empty.
@@ -31,13 +33,13 @@ def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str
         return grain.GrainSource(data, name)
     if isinstance(data, list) and not data:
         raise DataError(f"`{name}` is an empty list; give arrays, or at least one batch")
-    if (
-        callable(data)
-        or isinstance(data, list | Iterator)
-        or (hasattr(data, "__iter__") and not _is_arrays(data))
-    ):
+    if isinstance(data, list | Iterator) or callable(data):
+        if isinstance(data, list):
+            _refuse_columns(data, name)
         return Stream(data, name)  # type: ignore[arg-type]
-    if data is None or isinstance(data, str | bytes | int | float) or not jax.tree.leaves(data):
+    if not _is_arrays(data):
+        if isinstance(data, Iterable) and not isinstance(data, str | bytes):
+            return Stream(data, name)
         raise DataError(
             f"`{name}` must be arrays (a tree of them) or an iterable of batches, got {tree.describe(data)}"
         )
@@ -45,10 +47,25 @@ def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str
 
 
 def _is_arrays(data: Any) -> bool:
-    if isinstance(data, str | bytes):
-        return True  # nothing to iterate over; refused by name further on
-    leaves = jax.tree.leaves(data)
-    return bool(leaves) and all(hasattr(x, "dtype") or isinstance(x, bool | int | float) for x in leaves)
+    """Whether this is a data set: a column, or a tree of them. A lone object that can be iterated over is none."""
+    if isinstance(data, Mapping):
+        return bool(data)
+    leaves = jax.tree.leaves(data, is_leaf=is_leaf)
+    if len(leaves) == 1 and leaves[0] is data:
+        return is_column(data)
+    return bool(leaves)
+
+
+def _refuse_columns(data: list[Any], name: str) -> None:
+    """A list is one of batches; arrays of as many rows and other forms, side by side, are columns."""
+    if not 1 < len(data) <= 8 or not all(hasattr(x, "dtype") and hasattr(x, "shape") for x in data):
+        return
+    forms = {(tuple(x.shape), str(x.dtype)) for x in data}
+    if len(forms) > 1 and len({shape[:1] for shape, _ in forms}) == 1:
+        raise DataError(
+            f"`{name}` is a list, which holds batches of one form, and its {len(data)} arrays are of one length and "
+            f"not alike: if they are columns, give them as a tuple, `(x, y)`, or a dict"
+        )
 
 
 def fingerprint(source: Any) -> dict[str, Any]:
@@ -61,7 +78,7 @@ def fingerprint(source: Any) -> dict[str, Any]:
     rows = np.unique(np.linspace(0, loader.rows - 1, min(loader.rows, 64)).astype(np.int64))
     digest = 0
     for _, x in tree.items(loader.data):
-        digest = crc32(x[rows], digest)
+        digest = crc32(at(x, rows), digest)
     return {
         "kind": "arrays",
         "leaves": {path: f"{np.dtype(x.dtype).name}{list(x.shape)}" for path, x in tree.items(loader.data)},

@@ -10,6 +10,8 @@ from .. import tree
 from .._core import check
 from .._core.errors import DataError
 from .._core.typing import PyTree
+from .columns import check_rows
+from .tensors import at, columns
 
 
 def split(data: PyTree, fraction: float, seed: int = 0, stratify: Any = None) -> tuple[PyTree, PyTree]:
@@ -20,7 +22,8 @@ def split(data: PyTree, fraction: float, seed: int = 0, stratify: Any = None) ->
     stays so on other machines and with other versions of NumPy.
 
     Args:
-      data: an array, or a tuple, dict or any tree but a list of arrays that share their leading axis.
+      data: an array, or a tuple, dict or any tree but a list of arrays that share their leading axis, of whatever
+        `data_loader` takes, and of text.
       fraction: > 0 and < 1, and such that no part is empty.
       seed: an integer >= 0.
       stratify: the class of each row, `[rows]`, integers, bools or text: each class is divided in the same
@@ -45,20 +48,14 @@ def split(data: PyTree, fraction: float, seed: int = 0, stratify: Any = None) ->
     """
     check.number("fraction", fraction, above=0, below=1)
     seed = check.integer("seed", seed, at_least=0)
-    is_arrays = not isinstance(data, list | Iterator) and all(
-        hasattr(x, "shape") for x in jax.tree.leaves(data)
-    )
-    if not is_arrays:
+    if isinstance(data, list | Iterator):
         raise DataError(
             f"`data` must be an array, or a tuple or dict of arrays, got {type(data).__name__}; a list or an "
             f"iterable holds batches: split it where it is made"
         )
+    data = columns(data, "data", numeric=False)
     rows = tree.leading_axis(data, name="data")
-    scalars = [path for path, x in tree.items(data) if not np.ndim(x)]
-    if scalars:
-        raise DataError(
-            f"`data` leaf {tree.some(scalars)} must have a leading axis of examples, got a scalar"
-        )
+    check_rows(data, "data")
     size = round(float(fraction) * rows)
     if not 0 < size < rows:
         raise DataError(
@@ -77,7 +74,7 @@ def split(data: PyTree, fraction: float, seed: int = 0, stratify: Any = None) ->
 def _rows(data: PyTree, mask: np.ndarray) -> PyTree:
     # By index and not by mask, which a memory-mapped file would be read through for as a whole.
     index = np.flatnonzero(mask)
-    return jax.tree.map(lambda x: np.asarray(np.asarray(x)[index]), data)
+    return jax.tree.map(lambda x: at(np.asarray(x) if isinstance(x, jax.Array) else x, index), data)
 
 
 def _labels(stratify: Any, rows: int) -> np.ndarray:

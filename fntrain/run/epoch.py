@@ -5,6 +5,7 @@ from typing import Any
 
 from .. import sharding
 from .._core import check
+from .._core.errors import ConfigError, DataError
 from ..data import feed as feed_lib, source as data_lib
 from ..data.feed import Feed
 from ..data.position import Position
@@ -21,6 +22,7 @@ def fetched(values: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(values, sharding.to_host(list(values.values()))))
 
 
+@check.no_more_than(3, "`data` is one argument, columns and all: `evaluate(task, state, (x, y))`")
 def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) -> dict[str, Any]:
     """The task's metrics over a whole data set, each example counted once.
 
@@ -47,6 +49,7 @@ def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) 
     return plain(fetched(compute_metrics(task, feed_lib.evaluated(feed, state))))
 
 
+@check.no_more_than(3, "`data` is one argument, columns and all: `steps(task, state, (x, y))`")
 def steps(
     task: Task, state: TrainState, data: Any, *, batch_size: int = 32, shuffle: bool = True, seed: int = 0
 ) -> Iterator[tuple[TrainState, Packed]]:
@@ -81,6 +84,7 @@ def steps(
         yield state, metrics
 
 
+@check.no_more_than(4, "`data` is one argument, columns and all: `run_epoch(task, state, (x, y))`")
 def run_epoch(
     task: Task,
     state: TrainState,
@@ -116,10 +120,19 @@ def run_epoch(
       >>> metrics["loss"], ft.run_epoch(task, state, np.ones(4, np.float32), training=False)[1]["loss"]
       (0.625, 0.0625)
     """
+    if not isinstance(training, bool):
+        raise ConfigError(
+            f"`training` must be True or False, got {type(training).__name__}; `data` is one argument, columns and "
+            f"all: `run_epoch(task, state, (x, y))`"
+        )
     shuffle = shuffle and training
     feed = _feed("run_epoch", task, state, data, batch_size, train=training, shuffle=shuffle, seed=seed)
     if not training:
         return state, plain(fetched(compute_metrics(task, feed_lib.evaluated(feed, state))))
+    if feed.source.endless:
+        raise DataError(
+            "`data` has no end, and so an epoch of it has none: give a part of it, or take `steps`"
+        )
     metrics = programs.copied(feed.empty)
     for piece in feed.pieces(_position(data), lambda done: 1):
         state, metrics, _ = feed_lib.train(task, state, metrics, piece)

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from .._core import check
 from ..step import checks, programs
 from ..step.provenance import BadStep
 from ..step.state import TrainState, check_state
@@ -54,6 +55,7 @@ class FitResult(tuple[TrainState, History]):
         return self.state, self.history
 
 
+@check.no_more_than(3, "`data` is one argument, columns and all: `fit(task, state, (x, y))`")
 def fit(
     task: Task,
     state: TrainState,
@@ -84,14 +86,19 @@ def fit(
     Args:
       task: the Task.
       state: the TrainState to start from; it stays usable, unless `donate`.
-      data: a data set of arrays (an array, or a tuple, dict or any tree of them), or batches: a list, a
-        generator, a loader, a Grain dataset, or a function `epoch -> iterable`.
+      data: a data set of arrays (an array, or a tuple, dict or any tree of them, of whatever `data_loader` takes), or
+        batches: a list, a generator, a loader, a Grain dataset, or a function `epoch -> iterable`, or of nothing,
+        which is called once an epoch, in order. Batches that the loss cannot take as they are may be pairs
+        `(batch, weight)`, as a loader yields them: a float a row, 0 for padding. A batch of a loader whose weights
+        were left behind keeps them for as long as its columns are NumPy arrays with all their rows; where they become
+        others (`jnp`), pass the pair on. A generator without an end has no epochs: give `steps`.
       epochs: epochs in all, also when resuming; 10 if neither this nor `steps` is given.
       steps: batches in all, instead.
       batch_size: rows of a batch, where `data` is arrays.
       shuffle: a new order each epoch, where `data` is arrays.
       seed: of the order.
-      validation_data: as `data`; evaluated at the end of each epoch, in order, into `val_…` columns.
+      validation_data: as `data`; evaluated at the end of each epoch, in order, into `val_…` columns. What can be
+        read only once serves a single epoch; what has no end, none.
       validation_every: steps between validations besides those at an epoch's end; `on_validation_end` sees them.
       callbacks: functions of the epoch's logs, or objects with methods named as `callbacks.EVENTS`.
       run_dir: a directory for config, metrics and checkpoints. In use already is an error, unless `resume`.
@@ -120,8 +127,8 @@ def fit(
     Raises:
       ConfigError: if arguments contradict each other, `run_dir` is in use, or a resume meets another task, data
         set, batch size or seed.
-      DataError: if data is empty, batches differ in form, an iterable ends before the run does, or a scalar
-        loss meets a padded tail.
+      DataError: if data is empty, holds what is no array of numbers, or has not the form that the loss takes; batches
+        differ in form or dtype, an iterable ends before the run does, or a scalar loss meets a padded tail.
       RunLockedError: if another process is training in `run_dir`.
       CheckpointError: if there is nothing to resume with `resume="must"`, every checkpoint is damaged, or two saves
         in a row failed (of one, a warning tells, and the current step is saved in its place).

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from .. import tree
-from .._core.errors import ConfigError
+from .._core.errors import ConfigError, DataError
 from ..data.arrays import Arrays
 from ..data.feed import Feed
 from ..data.position import Position
@@ -60,12 +60,21 @@ def check_processes(state: TrainState, options: Options) -> None:
 def feeds(task: Task, state: TrainState, data: Any, options: Options) -> Feeds:
     """Data at the door, and what steps on it report."""
     source = as_source(data, options.batch_size, shuffle=options.shuffle, seed=options.seed)
+    training = Feed(task, state, source, train=True, name="data")
+    if source.endless and options.steps is None and options.max_time is None:
+        raise DataError("`data` has no end, and so an epoch of it has none: give `steps`, not `epochs`")
     evaluation = None
     if options.validation_data is not None:
         name = "validation_data"
         held_out = as_source(options.validation_data, options.batch_size, shuffle=False, seed=0, name=name)
+        once = options.epochs == 1 and options.validation_every is None
+        if isinstance(held_out, Stream) and held_out.once and not once:
+            raise DataError(
+                f"`{name}` is read at every validation, and {type(options.validation_data).__name__} can be read only "
+                f"once: give arrays, a list (`list(...)`), a loader, or a function `epoch -> iterable`"
+            )
         evaluation = Feed(task, state, held_out, train=False, name=name)
-    return Feeds(Feed(task, state, source, train=True, name="data"), evaluation)
+    return Feeds(training, evaluation)
 
 
 def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextManager[RunDirectory | None]:
@@ -190,7 +199,7 @@ def _resume_data(source: Any, saved: Any, position: Position) -> None:
             f"`data` is a plain iterable: to resume, the {position.index} batches of epoch {position.epoch + 1} that "
             f"were trained on are read again and dropped; a data set of arrays or of Grain goes on at once",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from .. import tree
+from .._core.dtypes import check_numeric
 from .._core.errors import ConfigError, DataError
 from .packed import Packed
 from .task import Task
@@ -26,21 +27,33 @@ def check_task(task: Any) -> None:
 
 
 _NUMBERS: set[type] = set()  # types of leaves found to be fine: looking them up is faster than `isinstance`
+_DTYPES: set[np.dtype] = set()  # of arrays of NumPy, likewise
 
 
 def check_batch(batch: Any) -> None:
     """Refuse leaves that cannot be arrays on a device, by path."""
     for i, x in enumerate(jax.tree.leaves(batch)):
         kind = type(x)
-        if kind in _NUMBERS or (kind is np.ndarray and x.dtype.kind not in "OUSMm"):
+        if kind in _NUMBERS or (kind is np.ndarray and x.dtype in _DTYPES):
             continue
         if isinstance(x, jax.Array | float | int):
             _NUMBERS.add(kind)
             continue
-        path = tree.paths(batch)[i]  # asked for only here: paths cost more than the rest of a dispatch
-        if not hasattr(x, "dtype"):
-            raise DataError(f"`batch` leaf `{path}` must be an array, got {type(x).__name__}")
-        if np.dtype(x.dtype).kind in "OUSMm":
-            raise DataError(
-                f"`batch` leaf `{path}` has dtype {x.dtype}, which no device takes; encode it as numbers"
-            )
+        _check_leaf(x, batch, i)
+
+
+def _check_leaf(x: Any, batch: Any, i: int) -> None:
+    where = f"`batch` leaf `{tree.paths(batch)[i]}`"  # asked for only here: paths cost more than the rest of a dispatch
+    foreign = hasattr(x, "__array__") and not isinstance(x, np.ndarray | np.generic)
+    if not hasattr(x, "dtype") or foreign:
+        way = "; make it one, `np.asarray(x)`" if foreign else ""
+        raise DataError(f"{where} must be an array, got {type(x).__name__}{way}")
+    if isinstance(x, np.ma.MaskedArray):
+        raise DataError(f"{where} is a masked array, whose mask no device takes: `x.filled(value)`")
+    check_numeric(where, np.dtype(x.dtype))
+    if not np.dtype(x.dtype).isnative:
+        raise DataError(
+            f"{where} has the other byte order, {x.dtype!r}: `x.astype(x.dtype.newbyteorder('='))`"
+        )
+    if type(x) is np.ndarray:
+        _DTYPES.add(x.dtype)

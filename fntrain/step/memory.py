@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from .. import tree
+from .._core.check import is_function
 from .._core.typing import Batch, PyTree
 from ..sharding.plan import Demands, demands, shape_of
 from . import gradients
@@ -16,7 +17,7 @@ from .task import Context, Task
 
 @demands.register
 def _(task: Task, params: Any) -> Demands:
-    if callable(params):
+    if is_function(params):
         state = jax.eval_shape(lambda: init_state(task, params))
     else:
         state = jax.eval_shape(lambda p: init_state(task, p), jax.tree.map(shape_of, params))

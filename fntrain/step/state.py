@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .. import precision, tree
-from .._core.check import is_concrete
+from .._core.check import is_concrete, is_function
 from .._core.errors import ConfigError, ConsumedStateError
 from .._core.typing import Params, PyTree
 from ..sharding import rules as sharding
@@ -73,6 +73,7 @@ def init_state(
       task: the Task.
       params: a tree of arrays (NumPy's too), which are copied, so that they stay usable and no two leaves of
         the state share a buffer; or a function `key -> params`, or `key -> Variables` as a model's `init`.
+        What can be called and is a tree of arrays, as a module is, is parameters; so is a pair.
       key: a seed, or a typed PRNG key: the root of all randomness of the run.
       model_state: mutable collections of the model; not with a function that returns its own.
       mesh: a device mesh to place the state on. The state is made under jit with the shardings of `rules`, so
@@ -105,18 +106,18 @@ def init_state(
     root = root_key(key)
     if isinstance(params, Variables):
         params, model_state = params
-    if callable(params) and model_state is not None:
+    if is_function(params) and model_state is not None:
         raise ConfigError(
-            "`model_state` must come from the `params` function: return `(params, model_state)`"
+            "`model_state` must come from the `params` function: return `fntrain.models.Variables(params, model_state)`"
         )
-    if not callable(params):
+    if not is_function(params):
         _check_leaves(params, "params")
         # Integer scalars of Python and NumPy arrays become arrays with a fixed type here, once.
         params = jax.tree.map(_as_array, params)
     _check_leaves(model_state, "model_state")
     model_state = jax.tree.map(_as_array, model_state)
 
-    function, given = (params, None) if callable(params) else (None, params)
+    function, given = (params, None) if is_function(params) else (None, params)
     if mesh is None and function is None:
         return _made(task, None, root, given, model_state)
     build = functools.partial(_build, task, function)
@@ -133,7 +134,7 @@ def _build(
     made = given
     if function is not None:
         made = function(fold_in_name(root, "init"))
-        if isinstance(made, Variables) or (type(made) is tuple and len(made) == 2):
+        if isinstance(made, Variables) or _of_first_version(made):
             made, model_state = made
         made, model_state = jax.tree.map(_as_array, (made, model_state))
     made = precision.cast(made, task.policy.params)  # type: ignore[union-attr]
@@ -150,6 +151,24 @@ def _build(
     )
     # Copies, not forwarded inputs, and no weak types: what goes in must come out of every step alike.
     return jax.tree.map(_own, state)
+
+
+def _of_first_version(made: Any) -> bool:
+    """Whether this is a pair `(params, model_state)`, as functions returned it, with a word about it.
+
+    A pair is parameters; one with nothing to train in its second part was meant otherwise, for one version still.
+    """
+    if type(made) is not tuple or len(made) != 2:
+        return False
+    if jax.tree.leaves(tree.split(made[1])[0]):
+        return False
+    warnings.warn(
+        "`params` returned a pair `(params, model_state)`, which will be parameters alone in the next version: return "
+        "`fntrain.models.Variables(params, model_state)`",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 # Compiled once for a task and a form of parameters: a sweep makes many states.

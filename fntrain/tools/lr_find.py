@@ -16,6 +16,7 @@ from .. import tree
 from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import PyTree, ScheduleLike
+from ..data.feed import first_met
 from ..data.source import as_source
 from ..sharding.place import mesh_of, place_stacked
 from ..show import plots
@@ -254,7 +255,9 @@ def _batches(
 ) -> tuple[Any, Any]:
     """So many batches, stacked, on the device: epoch after epoch of the data."""
     source = as_source(data, batch_size, shuffle=True, seed=seed)
-    per_example = programs.takes_weights(task, state, source.peek()[0], train=True)
+    per_example = first_met(
+        source, "data", lambda batch, weight: programs.takes_weights(task, state, batch, train=True)
+    )
     pairs: list[Any] = []
     for epoch in itertools.count():
         # A scalar loss cannot tell padding from examples, so it sees whole batches only.

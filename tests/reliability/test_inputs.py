@@ -4,6 +4,7 @@ A row draws a bad input from a family; the name, the value and the place in whic
 """
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -132,6 +133,112 @@ def no_data(rng, _):
 def ragged(rng, _):
     data = [[1.0] * rng.randint(1, 3), [1.0] * rng.randint(4, 6)]
     return ["data"], lambda: ft.data_loader((np.asarray(data, object),), 1)
+
+
+class ByLabel:
+    """As a series: indexed by labels, and marks some of its values as missing."""
+
+    def __init__(self, values, missing=0):
+        self.values, self.missing, self.dtype, self.shape = values, missing, values.dtype, values.shape
+
+    def null_count(self):
+        return self.missing
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+    def __getitem__(self, labels):
+        raise KeyError(labels)
+
+
+@row
+def columns_that_are_no_arrays_of_numbers(rng, _):
+    bad, word = rng.choice([
+        (np.ma.masked_array(Y, Y > 5), "missing"), (ByLabel(Y, rng.randint(1, 9)), "missing"),
+        (np.zeros(12, [("a", "f4")]), "names"), (np.zeros(12, [("a", "f4")]).view(np.recarray), "names"),
+        (Y.astype(np.longdouble), "astype"), (Y.astype("M8[s]"), "datetime64"), (Y.astype("m8[s]"), "timedelta64"),
+        (Y.astype(object), "object"), (["a"] * 12, "<U1"), ([[1], [2, 3]] * 6, "length"), ([1, None] * 6, "object"),
+        ((i for i in range(12)), "generator"), (object(), "object"), (jax.random.split(jax.random.key(0), 12), "keys"),
+        ({"inner": np.array(["a"] * 12)}, "inner"),
+    ])  # fmt: skip
+    name = rng.choice(["label", "text"])
+    return ["`data`", name, word], lambda: fitted({"x": X, name: bad})
+
+
+@row
+def columns_in_a_batch_that_are_none(rng, _):
+    bad = rng.choice([Y.astype(object), "train", ["a"] * 12, [[1], [2, 3]] * 6, np.ma.masked_array(Y, Y > 5)])
+    at = rng.choice([0, 1])
+    batches = [{"x": X, "odd": Y} for _ in range(2)]
+    batches[at]["odd"] = bad
+    return [f"batch {at}", "`odd`"], lambda: fitted(
+        batches, task=ft.Task(lambda p, b, c: b["odd"] * p["w"][0], SGD)
+    )
+
+
+OF_N = ft.Task(lambda p, b, c: b["n"].astype(jnp.float32) * p["w"][0], SGD)
+
+
+@row
+def numbers_past_32_bits(rng, _):
+    x = Y.astype(rng.choice([np.int64, np.uint64, np.float64]))
+    x[rng.randrange(12)] = rng.choice([2**33, 2**40, 2**62] if x.dtype.kind in "iu" else [1e39, 1e300])
+    return ["`data`", "`n`", "x64"], lambda: fitted({"x": X, "n": x}, task=OF_N)
+
+
+@row
+def columns_beside_each_other(rng, _):
+    given = TASK, ft.init_state(TASK, STATE), X, Y
+    call = rng.choice([
+        lambda: ft.fit(*given), lambda: ft.evaluate(*given), lambda: ft.run_epoch(*given), lambda: ft.data_loader(X, Y),
+        lambda: fitted([X, Y]),
+    ])  # fmt: skip
+    return ["`data`", "(x, y)"], call
+
+
+@row
+def a_form_the_loss_does_not_take(rng, _):
+    of_dict = ft.Task(lambda p, b, c: ft.losses.mse(b["x"] @ p["w"], b["y"]), SGD)
+    of_pair = ft.Task(lambda p, b, c: (lambda x, y: ft.losses.mse(x @ p["w"], y))(*b), SGD)
+    data, task = rng.choice([((X, Y), of_dict), ([(X, Y)], of_dict), ({"x": X, "y": Y}, of_pair)])
+    return ["`loss_fn`", "`data`"], lambda: fitted(data, task=task)
+
+
+@row
+def weights_of_a_pair(rng, _):
+    bad = rng.choice(
+        [-np.ones(12), np.full(12, np.nan), np.ones(rng.randint(1, 11)), np.ones((12, 1)), np.ones(())]
+    )
+    pairs = [((X, Y), np.ones(12)), ((X, Y), bad)]
+    task = ft.Task(lambda p, b, c: (lambda x, y: ft.losses.mse(x @ p["w"], y))(*b), SGD)
+    return ["batch 1", "`weight`"], lambda: fitted(pairs, task=task)
+
+
+@row
+def functions_that_give_no_batches(rng, _):
+    bad = rng.choice([
+        lambda a, b: [(X, Y)], lambda shuffle=True: [(X, Y)], lambda epoch: (X, Y), lambda epoch: {"x": X},
+        lambda epoch: X, lambda epoch: None, lambda: None, lambda *, epoch: [(X, Y)],
+    ])  # fmt: skip
+    return ["`data`", "function"], lambda: fitted(bad)
+
+
+@row
+def data_without_an_end(rng, _):
+    endless = rng.choice(
+        [itertools.cycle([(X, Y)]), itertools.repeat((X, Y)), lambda epoch: itertools.cycle([(X, Y)])]
+    )
+    name, words = rng.choice([("data", "no end"), ("validation_data", "no end|read only once")])
+    return [f"`{name}`", words], lambda: fitted(task=RUNS, **{"data": (X, Y), name: endless})
+
+
+@row
+def validation_that_can_be_read_once(rng, _):
+    epochs = rng.randint(2, 9)
+    once = rng.choice(
+        [lambda: iter([(X, Y)]), lambda: ((X, Y) for _ in range(3)), lambda: map(tuple, [(X, Y)])]
+    )
+    return ["`validation_data`", "once"], lambda: fitted(task=RUNS, epochs=epochs, validation_data=once())
 
 
 @row

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 import fntrain as ft
 from fntrain.step import state as _state
+from fntrain.step.state import Variables
 
 
 def loss_fn(params, batch, ctx):
@@ -26,7 +27,7 @@ def test_numpy_jax_and_function_forms_agree():
         ft.init_state(TASK, {"w": W}, key=3),
         ft.init_state(TASK, {"w": jnp.asarray(W)}, key=jax.random.key(3)),
         ft.init_state(TASK, lambda key: {"w": jnp.asarray(W)}, key=jnp.asarray(jax.random.PRNGKey(3))),
-        ft.init_state(TASK, lambda key: ({"w": W}, None), key=np.int32(3)),
+        ft.init_state(TASK, lambda key: Variables({"w": W}), key=np.int32(3)),
     ]
     for state in states:
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))  # law 1: arrays only
@@ -50,7 +51,7 @@ def test_a_function_gets_a_key_of_the_seed():
 
 
 def test_model_state_from_the_function_or_the_argument():
-    make = lambda key: ({"w": jnp.asarray(W)}, {"seen": jnp.zeros((), jnp.int32)})
+    make = lambda key: Variables({"w": jnp.asarray(W)}, {"seen": jnp.zeros((), jnp.int32)})
     a = ft.init_state(TASK, make)
     b = ft.init_state(TASK, {"w": W}, model_state={"seen": np.int32(0)})
     assert a.model_state["seen"].dtype == b.model_state["seen"].dtype == jnp.int32
