@@ -125,6 +125,7 @@ def array_loader(
     """`data_loader`, with the name of the caller's argument for messages."""
     batch_size = check.integer("batch_size", batch_size, at_least=1)
     seed = check.integer("seed", seed, at_least=0)
+    shuffle, drop_last = check.flag("shuffle", shuffle), check.flag("drop_last", drop_last)
     data = jax.tree.map(lambda x: x if hasattr(x, "dtype") else np.asarray(x), data)
     check_columns(data, name)
     rows = tree.leading_axis(data, name=name)
@@ -132,7 +133,7 @@ def array_loader(
         raise DataError(f"`{name}` must hold at least one example, got {tree.describe(data)}")
     if drop_last and rows < batch_size:
         raise ConfigError(f"`drop_last=True` leaves nothing: {rows} examples, `batch_size` {batch_size}")
-    return ArrayLoader(jax.tree.map(_on_host, data), batch_size, bool(shuffle), seed, bool(drop_last))
+    return ArrayLoader(jax.tree.map(_on_host, data), batch_size, shuffle, seed, drop_last)
 
 
 def _on_host(x: Any) -> Any:

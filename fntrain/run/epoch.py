@@ -116,6 +116,7 @@ def run_epoch(
       >>> metrics["loss"], ft.run_epoch(task, state, np.ones(4, np.float32), training=False)[1]["loss"]
       (0.625, 0.0625)
     """
+    training = check.flag("training", training)
     shuffle = shuffle and training
     feed = _feed("run_epoch", task, state, data, batch_size, train=training, shuffle=shuffle, seed=seed)
     if not training:
@@ -143,7 +144,7 @@ def _feed(
     shuffle: bool,
     seed: int,
 ) -> Feed:
-    checks.check_task(task)
+    checks.check_task(task, "(task, state, data)")
     check_state(state, verb)
     batch_size = check.integer("batch_size", batch_size, at_least=1)
     source = data_lib.as_source(data, batch_size, shuffle=shuffle, seed=seed)
