@@ -222,7 +222,9 @@ def _check_trained(params: Params) -> tuple[PyTree, PyTree]:
 def check_optimizer(task: Task, state: TrainState) -> None:
     """Refuse, while tracing, a state whose `opt_state` another transform than the task's has made."""
     trained, _ = tree.split(state.params)
-    difference = tree.structure_difference(jax.eval_shape(task.transform.init, trained), state.opt_state)
+    # In a function of its own: the trace of `init` itself is `bad_step`'s to take, for what it says on the way.
+    made = jax.eval_shape(lambda params: task.transform.init(params), trained)
+    difference = tree.structure_difference(made, state.opt_state)
     if difference:
         raise ConfigError(
             f"`state` was made for another optimizer, or other parameters: its `opt_state` {difference}. "
