@@ -232,6 +232,11 @@ def check_optimizer(task: Task, state: TrainState) -> None:
         )
 
 
+_ARRAYS: set[type] = (
+    set()
+)  # types found to be concrete arrays: `isinstance` of jax.Array is slow, at every step
+
+
 def check_state(state: Any, verb: str) -> None:
     """Refuse what is no TrainState, and one that a step has consumed, naming the step."""
     if not isinstance(state, TrainState):
@@ -239,7 +244,10 @@ def check_state(state: Any, verb: str) -> None:
             f"`state` must be a TrainState, got {type(state).__name__}; make one with `init_state(task, params)` "
             f"and call `{verb}(task, state, …)`"
         )
-    if isinstance(state.updates, jax.Array) and is_concrete(state.updates) and state.updates.is_deleted():
+    kind = type(state.updates)
+    if kind not in _ARRAYS and isinstance(state.updates, jax.Array) and is_concrete(state.updates):
+        _ARRAYS.add(kind)
+    if kind in _ARRAYS and state.updates.is_deleted():
         # `step` is never donated, so a spent state can still say which one it was.
         raise ConsumedStateError(
             f"this TrainState was consumed by a train step at step {int(state.step)}: its buffers were donated to "
