@@ -139,4 +139,4 @@ __all__ = [
     "tree",
 ]
 
-surface(__name__)
+surface(__name__, hot=("TrainState",))  # each step makes one

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, demo
+from ._core.check import did_you_mean
 from ._core.errors import CheckpointError, ConfigError, DataError
 from .step.task import Task
 
@@ -69,11 +70,28 @@ def _fail(name: str, message: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line."""
+    """An argument parser that says what is wrong in one line, and what was meant."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known here, in the parser whose options are the ones to choose from."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            self.error(
+                f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(name, self._option_string_actions)}"
+            )
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            listed = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(
+                action, f"must be one of {listed}, got {value!r}{did_you_mean(value, action.choices)}"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:

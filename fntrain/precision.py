@@ -1,10 +1,12 @@
 """Which dtype parameters are kept in, computed in, and handed out in."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ._core.check import did_you_mean, flag
 from ._core.errors import ConfigError
 from ._core.public import surface
 from ._core.typing import PyTree
@@ -52,10 +54,13 @@ class Policy:
             except TypeError:
                 dtype = None
             if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+                short = _SHORT.get(value) if isinstance(value, str) else None
+                hint = did_you_mean(value if short is None else short.compute, _DTYPES)
                 raise ConfigError(
-                    f"`{field}` must name a floating-point dtype ('bfloat16', say), got {value!r}"
+                    f"`{field}` must name a floating-point dtype ('bfloat16', say), got {value!r}{hint}"
                 )
             object.__setattr__(self, field, dtype.name)
+        flag("stochastic_rounding", self.stochastic_rounding)
         if self.stochastic_rounding and self.params != "bfloat16":
             raise ConfigError(
                 f"`stochastic_rounding` is to bfloat16: give `params='bfloat16'` with it, got params={self.params!r}"
@@ -66,6 +71,7 @@ class Policy:
         return f"Policy({said}{', stochastic_rounding=True' * self.stochastic_rounding})"
 
 
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
 _SHORT = {
     "float32": Policy("float32", "float32", "float32"),
     "bf16": Policy("float32", "bfloat16", "float32"),
@@ -83,7 +89,27 @@ def policy(value: Policy | str) -> Policy:
         return value
     if isinstance(value, str) and value in _SHORT:
         return _SHORT[value]
-    raise ConfigError(f"`policy` must be a Policy or one of {', '.join(map(repr, _SHORT))}, got {value!r}")
+    raise ConfigError(
+        f"`policy` must be a Policy or one of {', '.join(map(repr, _SHORT))}, got {value!r}{_meant(value)}"
+    )
+
+
+_NAMES = {
+    "float32": ("fp32", "f32", "float", "single", "full", "none"),
+    "bf16": ("bfloat16", "mixed_bfloat16", "bf16-mixed", "mixed", "amp"),
+    "fp16": ("float16", "half", "f16", "mixed_float16", "16-mixed"),
+}
+
+
+def _meant(value: Any) -> str:
+    """What another library's word is here: it may mean parameters in that dtype too, so it is not taken for it."""
+    name = value if isinstance(value, str) else getattr(value, "__name__", getattr(value, "name", str(value)))
+    for short, names in _NAMES.items():
+        if str(name).lower() in (short, *names):
+            dtype = _SHORT[short].compute
+            more = f" It computes in {dtype}; `Policy(params={dtype!r})` keeps the parameters in it, too"
+            return f"; did you mean {short!r}?{more * (short != 'float32')}"
+    return did_you_mean(value, _SHORT)
 
 
 def cast(tree: PyTree, dtype: str | None) -> PyTree:

@@ -23,6 +23,7 @@ from ._core.public import surface
 from ._core.typing import Batch, Params, PyTree
 from .losses.loss import Loss
 from .metrics import Metric
+from .step.checks import check_task as is_task
 from .step.state import init_state
 from .step.step import compute_gradients, compute_metrics, eval_step, train_step
 from .step.task import Task
@@ -45,6 +46,7 @@ def check_value(make: Callable[[], Any]) -> None:
     Raises:
       LawError: if two calls of `make` differ in one of them, or the repr shows an address.
     """
+    check.function("make", make, "() -> value", takes=0)
     a, b = make(), make()
     _require(a == b, "equal calls make equal values", f"{a!r} != {b!r}")
     _require(hash(a) == hash(b), "equal values hash alike", repr(a))
@@ -368,6 +370,7 @@ def check_task(
     Raises:
       LawError: naming the law and the leaf.
     """
+    is_task(task, "(task, params, batch)")
     traces = 0
 
     def counted(params, batch, ctx):

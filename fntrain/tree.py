@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._core.check import did_you_mean, is_function
+from ._core.check import did_you_mean, is_function, said
 from ._core.errors import ConfigError, DataError
 from ._core.public import surface
 from ._core.typing import PyTree
@@ -124,11 +124,29 @@ def mask_leaves(mask: Any, tree: PyTree, *, name: str = "mask") -> list[bool]:
     if isinstance(mask, str) or (isinstance(mask, list | tuple) and all(isinstance(m, str) for m in mask)):
         mask = regex_mask(mask, tree, name=name)
     elif callable(mask) and is_function(mask):
-        mask = mask(tree)
-    difference = structure_difference(tree, mask)
-    if difference:
-        raise ConfigError(f"`{name}` must have the structure of the parameters: {difference}")
-    return [bool(m) for m in jax.tree.leaves(mask)]
+        try:
+            mask = mask(tree)
+        except Exception as error:
+            error.add_note(
+                f"raised by `{name}`, which is called once, with the whole tree: "
+                f"`{name}=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`"
+            )
+            raise
+    expected, got = paths(tree), items(mask)
+    by_path = dict(got)
+    # By path: a FrozenDict for a dict, or a tuple for a list, says the same of the same leaves.
+    if len(by_path) != len(got) or set(by_path) != set(expected) or len(set(expected)) != len(expected):
+        difference = structure_difference(tree, mask)
+        if difference:
+            raise ConfigError(f"`{name}` must have the structure of the parameters: it {difference}")
+    else:
+        got = [(path, by_path[path]) for path in expected]
+    for path, m in got:
+        if not isinstance(m, bool) and not (getattr(m, "dtype", None) == np.bool_ and np.ndim(m) == 0):
+            raise ConfigError(
+                f"`{name}` must say True or False of each leaf, got {said(m)} for `{path}`; a mask chooses whole leaves"
+            )
+    return [bool(m) for _, m in got]
 
 
 def structure_difference(expected: PyTree, got: PyTree) -> str | None:
@@ -136,6 +154,8 @@ def structure_difference(expected: PyTree, got: PyTree) -> str | None:
     if jax.tree.structure(expected) == jax.tree.structure(got):
         return None
     a, b = paths(expected), paths(got)
+    if b == [""]:
+        return f"is one {type(got).__name__} and no tree with {some(a, 3)}"
     missing = [p for p in a if p not in set(b)]
     surplus = [p for p in b if p not in set(a)]
     if missing or surplus:
@@ -143,7 +163,30 @@ def structure_difference(expected: PyTree, got: PyTree) -> str | None:
             surplus
         )
         return " and ".join(words)
-    return f"expected {jax.tree.structure(expected)}, got {jax.tree.structure(got)}"
+    return (
+        _node_difference(expected, got, ())
+        or f"is {jax.tree.structure(got)}, not {jax.tree.structure(expected)}"
+    )
+
+
+def _node_difference(expected: PyTree, got: PyTree, path: tuple[Any, ...]) -> str | None:
+    """The first node that is of another kind, in trees whose paths are the same."""
+    if (
+        type(expected) is not type(got)
+        and not jax.tree.structure(got).num_leaves == 1 == jax.tree.structure(expected).num_leaves
+    ):
+        where = f"at `{path_name(path)}` " if path else ""
+        return f"{where}is a {type(got).__name__}, not a {type(expected).__name__}"
+    children = [
+        jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x, node=node: x is not node)
+        for node in (expected, got)
+    ]
+    if len(children[0]) <= 1 and (not children[0] or children[0][0][1] is expected):
+        return None
+    pairs = zip(*children)
+    return next(
+        (found for (key, a), (_, b) in pairs if (found := _node_difference(a, b, (*path, *key)))), None
+    )
 
 
 def aval_difference(expected: PyTree, got: PyTree) -> str | None:
@@ -424,4 +467,4 @@ __all__ = [
     "zeros_like",
 ]
 
-surface(__name__)
+surface(__name__, hot=__all__)  # the engine's own words, asked at every step

@@ -369,3 +369,26 @@ def test_help_loads_no_more_than_the_library(tmp_path):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert time.perf_counter() - began < 30
     assert not {"rich", "orbax", "matplotlib", "sklearn", "flax"} & set(out.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dmo"], "fntrain: argument COMMAND: must be one of demo, .*got 'dmo'; did you mean 'demo'"),
+        (
+            ["demo", "--epoch", "3"],
+            "fntrain demo: unrecognized arguments: --epoch 3; did you mean '--epochs'",
+        ),
+        (["demo", "--sed=3"], "unrecognized arguments: --sed=3; did you mean '--seed'"),
+        (["replay", "x", "--task", "y:z", "--taks", "y"], "fntrain replay: .*did you mean '--task'"),
+        (["--versoin"], "fntrain: unrecognized arguments: --versoin; did you mean '--version'"),
+        (["inspect", "a", "b"], r"fntrain inspect: unrecognized arguments: b \(see"),
+    ],
+)
+def test_what_was_meant_is_said(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said)
+    assert said.count("\n") == 1

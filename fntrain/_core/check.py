@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -50,8 +52,8 @@ def number(
         if bound is not None
     ]
     expected = "a finite number" + (" " + " and ".join(wanted) if wanted else "")
-    if isinstance(value, bool) or not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
-        raise ConfigError(f"`{name}` must be {expected}, got {value!r} of type {type(value).__name__}")
+    if not _is_real(value):
+        raise ConfigError(f"`{name}` must be {expected}, got {said(value)} of type {type(value).__name__}")
     if np.ndim(value) != 0:
         raise ConfigError(f"`{name}` must be {expected}, got an array of shape {np.shape(value)}")
     x = float(value)
@@ -62,10 +64,38 @@ def number(
         raise ConfigError(f"`{name}` must be {expected}, got {value!r}")
 
 
+def _is_real(x: Any) -> bool:
+    """Whether it is a real number or an array of them: no bool, no complex number, no text."""
+    if isinstance(x, np.generic | np.ndarray | jax.Array):
+        return bool(jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer))
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
 def number_or_schedule(name: str, value: Any, **bounds: float) -> None:
-    """Check a number within bounds; a schedule (any function of the step) is taken as it is."""
+    """Check a number within bounds, or that a schedule can be called with the step.
+
+    Raises:
+      ConfigError: if it is neither, such as the factory of a schedule.
+    """
     if not callable(value):
-        number(name, value, **bounds)
+        return number(name, value, **bounds)
+    if hasattr(value, "makes"):
+        call = getattr(value, "__name__", "factory")
+        raise ConfigError(
+            f"`{name}` must be a number or a schedule `step -> value`, got the factory `{call}`: call it, `{call}(...)`"
+        )
+    return function(name, value, "(step) -> value", takes=1)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Check a truth value, and return it as Python's: `"no"`, 0 and None are none.
+
+    Raises:
+      ConfigError: if `value` is anything but True or False.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ConfigError(f"`{name}` must be True or False, got {said(value)} of type {type(value).__name__}")
+    return bool(value)
 
 
 def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
@@ -76,7 +106,11 @@ def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
     """
     expected = "an integer" + (f" >= {at_least}" if at_least is not None else "")
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise ConfigError(f"`{name}` must be {expected}, got {value!r} of type {type(value).__name__}")
+        whole = is_concrete(value) and np.ndim(value) == 0 and _is_real(value) and float(value).is_integer()
+        fix = f"; write `{name}={int(value)}`" if whole else ""
+        raise ConfigError(
+            f"`{name}` must be {expected}, got {said(value)} of type {type(value).__name__}{fix}"
+        )
     if at_least is not None and value < at_least:
         raise ConfigError(f"`{name}` must be {expected}, got {value!r}")
     return int(value)
@@ -105,8 +139,7 @@ def name(argument: str, value: Any) -> str:
     """
     wanted = f"`{argument}` must be a name of 1 to 128 printable characters"
     if not isinstance(value, str) or not 0 < len(value) <= 128 or not value.isprintable():
-        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
-        raise ConfigError(f"{wanted}, got {shown}")
+        raise ConfigError(f"{wanted}, got {said(value)}")
     if any(part in ("", ".", "..") for part in value.replace("\\", "/").split("/")):
         raise ConfigError(f"{wanted} that is no path out of its place, got {value!r}")
     return value
@@ -133,9 +166,14 @@ def path(argument: str, value: Any) -> Path:
 
 def did_you_mean(value: Any, choices: Iterable[Any]) -> str:
     """`; did you mean 'x'?` if a choice is close to `value`, else nothing."""
-    names = [c for c in choices if isinstance(c, str)]
-    close = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
-    return f"; did you mean {close[0]!r}?" if close else ""
+    if not isinstance(value, str):
+        return ""
+    names = {c.lower(): c for c in choices if isinstance(c, str)}
+    low = value.lower()
+    close = difflib.get_close_matches(low, names, n=1)
+    if not close and len(low) > 1:  # cut short: `mom` for `momentum`, `best` for `save_best_only`
+        close = [name for name in names if name.startswith(low) or low in name.split("_")]
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def no_more_than(count: int, hint: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -159,7 +197,43 @@ def no_more_than(count: int, hint: str) -> Callable[[Callable[P, T]], Callable[P
     return decorate
 
 
-def function(name: str, value: Any, signature: str) -> None:
-    """Check that `value` can be called; `signature` shows how it will be."""
+def function(name: str, value: Any, signature: str, *, takes: int | None = None) -> None:
+    """Check that `value` can be called; `signature` shows how it will be.
+
+    Args:
+      name: the argument's name.
+      value: what was given.
+      signature: `(epoch) -> learning rate`, for the message.
+      takes: how many arguments it is called with, by position; None does not look.
+
+    Raises:
+      ConfigError: if it cannot be called, or not with that many arguments.
+    """
+    wanted = f"`{name}` must be a function `{signature}`"
     if not callable(value):
-        raise ConfigError(f"`{name}` must be a function `{signature}`, got {value!r}")
+        raise ConfigError(f"{wanted}, got {said(value)} of type {type(value).__name__}")
+    if takes is None:
+        return
+    try:
+        own = inspect.signature(value)
+    except (TypeError, ValueError):  # a built-in, say, that does not tell
+        return
+    try:
+        own.bind(*[None] * takes)
+    except TypeError as error:
+        called = getattr(value, "__name__", type(value).__name__)
+        bare = own.replace(
+            parameters=[p.replace(annotation=p.empty) for p in own.parameters.values()],
+            return_annotation=own.empty,
+        )
+        listed = signature.partition(" ->")[0]
+        raise ConfigError(
+            f"{wanted}, called with {takes} argument{'s' * (takes != 1)} by position, got `{called}{bare}` ({error}): "
+            f"write `def {name}{listed}`, with all of them also where some are not needed, and call what you have in it"
+        ) from None
+
+
+def said(value: Any) -> str:
+    """The repr of a value in a message: at most 80 characters of it."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -5,6 +5,10 @@ class ConfigError(ValueError):
     """An argument, or a combination of arguments, that cannot work: raised before anything runs."""
 
 
+class ArgumentError(ConfigError, TypeError):
+    """A call that does not fit the function: an argument it has not, or lacks, or too many of them."""
+
+
 class ConsumedStateError(ConfigError, RuntimeError):
     """A TrainState whose buffers were donated to a step was used again."""
 

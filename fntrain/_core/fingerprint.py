@@ -117,6 +117,7 @@ def _of_value(x: Value, inside: Any) -> Any:
 
 
 def _of_function(f: types.FunctionType, inside: Any) -> dict[str, Any]:
+    f = getattr(f, "__checked__", f)
     library = (f.__module__ or "").split(".")[0] in _LIBRARIES
     cells = {}
     for name, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):

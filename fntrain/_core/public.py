@@ -1,18 +1,39 @@
-"""What a module shows: its public names, and, for a name that it has not, the one that was meant."""
+"""What a module shows: its public names, and, for a name or an argument that is not there, the one that was meant."""
 
 import sys
 import types
+from collections.abc import Collection
 from typing import Any
 
+from .arguments import check_class, checked
 from .check import did_you_mean
 
+LIBRARY = __name__.partition(".")[0] + "."
 
-def surface(module: str) -> None:
-    """Make `dir` of a module its `__all__`, and let a name that is not there be answered with one that is.
+
+def surface(module: str, *, hot: Collection[str] = ()) -> None:
+    """Make `dir` of a module its `__all__`, and answer a name or an argument that is not there with one that is.
 
     Called at the end of the module. Type checkers see nothing of it.
+
+    Args:
+      module: its `__name__`.
+      hot: names that are called at every step, and are left as Python made them.
     """
     this = sys.modules[module]
+    for name in this.__all__:
+        x = vars(this)[name]
+        if name not in hot and getattr(x, "__module__", "").startswith(LIBRARY):
+            if (
+                isinstance(x, types.FunctionType)
+                and not hasattr(x, "__checked__")
+                and not hasattr(x, "makes")
+            ):
+                checked_x = checked(x)
+                setattr(this, name, checked_x)
+                setattr(sys.modules[x.__module__], name, checked_x)  # where pickle looks for it
+            elif isinstance(x, type):
+                check_class(x)
 
     def missing(name: str) -> Any:
         if name.startswith("__"):

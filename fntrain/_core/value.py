@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .arguments import misfit
+from .check import flag
+
 
 class Call:
     """A factory and the arguments it was called with, comparable and hashable by value."""
@@ -128,11 +131,18 @@ def factory(kind: type[V], **attributes: Any) -> Callable[[Callable[P, Any]], Ca
 
     def decorate(function: Callable[P, Any]) -> Callable[P, V]:
         signature = inspect.signature(function)
+        # What is True or False unless said otherwise is nothing else.
+        flags = [p.name for p in signature.parameters.values() if isinstance(p.default, bool)]
 
         @functools.wraps(function)
         def make(*args: P.args, **kwargs: P.kwargs) -> V:
-            bound = signature.bind(*args, **kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError:
+                raise misfit(make, args, kwargs, signature) from None  # type: ignore[misc]
             bound.apply_defaults()
+            for name in flags:
+                flag(name, bound.arguments[name])
             made = function(*args, **kwargs)
             if not isinstance(made, kind):
                 made = kind(*made) if isinstance(made, tuple) else kind(made)  # type: ignore[call-arg]

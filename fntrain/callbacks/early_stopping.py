@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from .. import sharding, tree
+from .._core import check
 from .._core.errors import ConfigError
 from ..run.context import LoopContext, Mode
 from ..step import programs
@@ -62,7 +63,7 @@ class EarlyStopping:
         self.monitor: str = monitor
         self.patience: int = int(patience)
         self.min_delta: float = float(min_delta)
-        self.restore_best = restore_best
+        self.restore_best = check.flag("restore_best", restore_best)
         self._reset()
 
     def _reset(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from .._core import check
 from ..run.context import LoopContext
 from ..run.writers import CSVWriter, JSONLWriter, _Writer
 
@@ -17,7 +18,7 @@ class _FileLogger:
     writer_type: type[_Writer]
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path: Path = Path(path).expanduser()
+        self.path: Path = check.path("path", path)
         self.writer_type(self.path)  # a directory is refused here, not in the first epoch
         self._writer: Any = None
 

@@ -55,7 +55,7 @@ class GradientStats:
 
     def __init__(self, every: int = 1, histograms: bool = False):
         self.every: int = check.integer("every", every, at_least=1)
-        self.histograms: bool = bool(histograms)
+        self.histograms: bool = check.flag("histograms", histograms)
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Measure, if that is due."""

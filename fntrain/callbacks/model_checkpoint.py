@@ -73,7 +73,7 @@ class ModelCheckpoint:
         self.path: Path = Path(directory).expanduser()
         self.monitor: str = "val_loss" if monitor is None else monitor
         self._watched = Monitor(self.monitor, mode)
-        self.save_best_only = save_best_only
+        self.save_best_only: bool = check.flag("save_best_only", save_best_only)
         self.every: int = check.integer("every", every, at_least=1)
         self.best: float | None = None
         self._file = self.path.suffix == ".npz" and not self.path.is_dir()

@@ -135,6 +135,7 @@ def array_loader(
         )
     batch_size = check.integer("batch_size", batch_size, at_least=1)
     seed = check.integer("seed", seed, at_least=0)
+    shuffle, drop_last = check.flag("shuffle", shuffle), check.flag("drop_last", drop_last)
     data = columns(data, name)
     check_rows(data, name)
     rows = tree.leading_axis(data, name=name)
@@ -142,7 +143,7 @@ def array_loader(
         raise DataError(f"`{name}` must hold at least one example, got {tree.describe(data)}")
     if drop_last and rows < batch_size:
         raise ConfigError(f"`drop_last=True` leaves nothing: {rows} examples, `batch_size` {batch_size}")
-    return ArrayLoader(jax.tree.map(_on_host, data), batch_size, bool(shuffle), seed, bool(drop_last))
+    return ArrayLoader(jax.tree.map(_on_host, data), batch_size, shuffle, seed, drop_last)
 
 
 def _on_host(x: Any) -> Any:

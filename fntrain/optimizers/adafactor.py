@@ -65,6 +65,7 @@ def adafactor(
     check.integer("min_dim_size_to_factor", min_dim_size_to_factor, at_least=1)
     check.number("decay_rate", decay_rate, above=0)
     check.number("eps", eps, above=0)
+    check.number_or_schedule("weight_decay", weight_decay, at_least=0)
     rms = optax.scale_by_factored_rms(
         decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor, epsilon=eps
     )

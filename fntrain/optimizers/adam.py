@@ -3,6 +3,7 @@
 from typing import Any
 
 from .. import transforms
+from .._core import check
 from .._core.typing import ScheduleLike
 from ..transforms import chain
 from .aliases import optimizer
@@ -83,6 +84,7 @@ def adamw(
     References:
       Loshchilov, Hutter, *Decoupled weight decay regularization*, 2019.
     """
+    check.number_or_schedule("weight_decay", weight_decay, at_least=0)
     return chain(
         transforms.scale_by_adam(b1, b2, eps),
         transforms.add_weight_decay(weight_decay, mask),

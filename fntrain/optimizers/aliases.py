@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 from .. import transforms, tree
-from .._core import check
-from .._core.errors import ConfigError
+from .._core.arguments import meant
+from .._core.errors import ArgumentError
 from .._core.value import Call
 from ..transforms import Transform
 
@@ -51,7 +51,7 @@ def canonical(
     """Rename keyword arguments to their canonical spelling.
 
     Raises:
-      ConfigError: if one argument comes twice, or the optimizer has none of that name.
+      ArgumentError: if one argument comes twice, or the optimizer has none of that name.
     """
     names = list(signature.parameters)
     given = {name: name for name in names[: len(args)]}
@@ -59,12 +59,12 @@ def canonical(
     for spelling, value in kwargs.items():
         name = ALIASES.get(spelling, spelling)
         if name not in names:
-            raise ConfigError(
+            raise ArgumentError(
                 f"`{spelling}` is no argument of {optimizer}, which has {tree.some(names, len(names))}"
-                + check.did_you_mean(spelling, names)
+                + meant(spelling, names)
             )
         if name in given:
-            raise ConfigError(
+            raise ArgumentError(
                 f"`{given[name]}` and `{spelling}` of {optimizer} are the same argument; give one of them"
             )
         given[name] = spelling

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .. import transforms
+from .._core import check
 from .._core.typing import ScheduleLike
 from ..transforms import chain
 from .aliases import optimizer
@@ -46,6 +47,7 @@ def lion(
     References:
       Chen et al., *Symbolic discovery of optimization algorithms*, 2023.
     """
+    check.number_or_schedule("weight_decay", weight_decay, at_least=0)
     return chain(
         transforms.scale_by_lion(b1, b2),
         transforms.add_weight_decay(weight_decay, mask),

@@ -1,6 +1,7 @@
 """RMSprop."""
 
 from .. import transforms
+from .._core import check
 from .._core.typing import ScheduleLike
 from ..transforms import chain
 from ..transforms.types import is_zero
@@ -47,6 +48,7 @@ def rmsprop(
     References:
       Tieleman, Hinton, *Lecture 6.5: rmsprop*, 2012; torch.optim.RMSprop.
     """
+    check.number_or_schedule("momentum", momentum, at_least=0, below=1)
     stages = [transforms.scale_by_rms(decay, eps, eps_in_sqrt, centered)]
     if not is_zero(momentum):
         stages.append(transforms.momentum(momentum))

@@ -50,6 +50,8 @@ def sgd(
     References:
       Sutskever et al., *On the importance of initialization and momentum*, 2013; torch.optim.SGD.
     """
+    check.number_or_schedule("momentum", momentum, at_least=0, below=1)
+    check.number_or_schedule("weight_decay", weight_decay, at_least=0)
     check.number_or_schedule("dampening", dampening, at_least=0, at_most=1)
     if nesterov and is_zero(momentum):
         raise ConfigError(f"`nesterov=True` needs `momentum` > 0, got {momentum!r}; say `momentum=0.9`")

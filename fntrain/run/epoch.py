@@ -156,7 +156,7 @@ def _feed(
     shuffle: bool,
     seed: int,
 ) -> Feed:
-    checks.check_task(task)
+    checks.check_task(task, "(task, state, data)")
     check_state(state, verb)
     batch_size = check.integer("batch_size", batch_size, at_least=1)
     source = data_lib.as_source(data, batch_size, shuffle=shuffle, seed=seed)

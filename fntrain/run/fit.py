@@ -164,7 +164,7 @@ def fit(
         progress=progress,
         verbose=verbose,
     )
-    checks.check_task(task)
+    checks.check_task(task, "(task, state, data)")
     check_state(state, "fit")
     prepare.check_processes(state, options)
     # The run has a state of its own. The one given is the caller's to keep or to let go, and nobody's here.

@@ -48,6 +48,8 @@ class Options:
         for name in ("epochs", "steps", "checkpoint_every", "validation_every"):
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), at_least=1)
+        for name in ("shuffle", "donate", "progress", "verbose"):
+            check.flag(name, getattr(self, name))
         if self.max_time is not None:
             check.number("max_time", self.max_time, above=0)
         check.integer("prefetch", self.prefetch, at_least=0)

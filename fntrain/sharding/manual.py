@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._core.check import is_concrete
+from .._core.check import did_you_mean, is_concrete
 from .._core.errors import ConfigError
 from .._core.typing import PyTree
 
@@ -104,6 +104,7 @@ def over_rows(f: Callable[[Any, Any], Any], names: tuple[str, ...], shared: PyTr
             f"`axis_name` {names} is no mapped axis here, nor one of a mesh that the state is on: call the step inside "
             f"`shard_map`, with a state made by `init_state(..., mesh=...)`, or, in a `jit` of your own, under "
             f"`jax.set_mesh(mesh)` (axes in context: {mesh.axis_names or 'none'})"
+            + "".join(did_you_mean(name, mesh.axis_names) for name in names if name not in mesh.axis_names)
         )
     split = jax.tree.map(lambda x: PartitionSpec(names) if np.ndim(x) else PartitionSpec(), rows)
     whole = PartitionSpec()

@@ -25,6 +25,10 @@ def mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
       >>> ft.sharding.mesh(data=-1).axis_names
       ('data',)
     """
+    if isinstance(devices, str | int) or not (devices is None or hasattr(devices, "__iter__")):
+        raise ConfigError(
+            f"`devices` must be a list of JAX devices or None, got {devices!r}; axes go by name, `mesh(data=-1)`"
+        )
     axes = axes or {"data": -1, "model": 1}
     devices = list(jax.devices() if devices is None else devices)
     sizes = list(axes.values())

@@ -39,6 +39,10 @@ def shard_batch(
       DataError: if the leaves disagree on their leading axis, the weight on theirs, or `rows` is too few.
       ConfigError: if `rows` is given without `local`.
     """
+    if not hasattr(mesh, "axis_names"):
+        raise ConfigError(
+            f"`mesh` must be a device mesh, got {check.said(mesh)}; call `shard_batch(batch, mesh)`"
+        )
     size = tree.leading_axis(batch)
     weight = np.ones(size, np.float32) if weight is None else np.asarray(weight, np.float32)
     if weight.shape != (size,):

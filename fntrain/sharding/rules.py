@@ -1,6 +1,6 @@
 """Rules: which axis of a mesh each array is split over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .. import tree
+from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import PyTree
 
@@ -23,12 +24,22 @@ def fsdp(axis: str = "data", min_size: int = 2**18) -> Callable[[str, Any, Mesh]
     Args:
       axis: the mesh axis to split over.
       min_size: smaller leaves, in elements, are replicated.
+
+    Raises:
+      ConfigError: if `axis` is no name or `min_size` no whole number; where the rules are used, if the mesh has no
+        such axis.
     """
+    if not isinstance(axis, str):
+        raise ConfigError(f"`axis` must be the name of a mesh's axis, got {check.said(axis)}")
+    check.integer("min_size", min_size, at_least=0)
 
     def rule(path: str, x: Any, mesh: Mesh) -> PartitionSpec:
         del path
         if axis not in mesh.axis_names:
-            raise ConfigError(f"`axis` {axis!r} is not in the mesh, which has {mesh.axis_names}")
+            raise ConfigError(
+                f"`axis` {axis!r} is not in the mesh, which has {mesh.axis_names}"
+                + check.did_you_mean(axis, mesh.axis_names)
+            )
         n = mesh.shape[axis]
         fit = [i for i, size in enumerate(x.shape) if size % n == 0]
         if int(np.prod(x.shape)) < min_size or not fit:
@@ -47,7 +58,9 @@ def specs(params: PyTree, mesh: Mesh, rules: Rules | None) -> PyTree:
     """
     if rules is None:
         rules = [(".*", PartitionSpec())]
-    if not callable(rules):
+    if callable(rules):
+        check.function("rules", rules, "(path, array, mesh) -> PartitionSpec", takes=3)
+    else:
         rules = _from_patterns(rules, tree.names(params))
     rule = rules
 
@@ -62,6 +75,14 @@ def specs(params: PyTree, mesh: Mesh, rules: Rules | None) -> PyTree:
 def _from_patterns(
     rules: Sequence[tuple[str, PartitionSpec]], names: list[str]
 ) -> Callable[..., PartitionSpec]:
+    if isinstance(rules, str | Mapping) or not all(
+        isinstance(r, tuple | list) and len(r) == 2 for r in rules
+    ):
+        fix = "; write `list(rules.items())`" * isinstance(rules, Mapping)
+        raise ConfigError(
+            f"`rules` must be a list of pairs (regex, PartitionSpec), in order, or a function `fsdp()`, got "
+            f"{check.said(rules)}{fix}"
+        )
     pairs = [(tree.compiled(pattern, "rules"), spec) for pattern, spec in rules]
     for pattern, _ in pairs:
         # The usual last rule, for whatever is left, may find nothing left.
@@ -88,6 +109,7 @@ def _check_spec(path: str, x: Any, spec: Any, mesh: Mesh) -> None:
             if name not in mesh.axis_names:
                 raise ConfigError(
                     f"`rules` give {spec} for `{path}`; the mesh has no axis {name!r}, only {mesh.axis_names}"
+                    + check.did_you_mean(name, mesh.axis_names)
                 )
         n = int(np.prod([mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry or ())]))
         if size % n:

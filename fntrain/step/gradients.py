@@ -101,7 +101,20 @@ def evaluate_batch(task: Task, params: Params, batch: Batch, ctx: Context, weigh
 
 def _call(task: Task, params: Params, batch: Batch, ctx: Context) -> Loss:
     dtype = task.policy.compute  # type: ignore[union-attr]
-    return _as_loss(task.loss_fn(precision.cast(params, dtype), precision.cast(batch, dtype), ctx), task)
+    given = precision.cast(params, dtype), precision.cast(batch, dtype)
+    try:
+        result = task.loss_fn(*given, ctx)
+    except Exception as error:  # theirs stays what it is, and says what their function was called with
+        name = getattr(task.loss_fn, "__name__", type(task.loss_fn).__name__)
+        error.add_note(
+            f"raised by the loss_fn `{name}`, called with batch = {_structure(batch)} and params = {_structure(params)}"
+        )
+        raise
+    return _as_loss(result, task)
+
+
+def _structure(x: Any) -> str:
+    return tree.describe(x) if hasattr(x, "dtype") else f"{type(x).__name__}({tree.describe(x)})"
 
 
 def outputs(task: Task, params: Params, batch: Batch, ctx: Context) -> PyTree:

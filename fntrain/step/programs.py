@@ -22,7 +22,7 @@ from ..transforms import loss_scale, types as transforms
 from . import gradients, reports
 from .packed import Packed, packed, unpacked
 from .reports import StepMetrics
-from .state import TrainState
+from .state import TrainState, check_optimizer
 from .task import Context, Task, fold_in_name
 
 
@@ -239,6 +239,7 @@ def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: in
 @partial(jax.jit, static_argnums=0, inline=True)
 def one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[TrainState, StepMetrics]:
     """The state after a step, and what it reports: what all programs that train are made of."""
+    check_optimizer(task, state)
     key = step_key(state)
     scale = loss_scale(state.opt_state)
     part = gradients.batch_gradient(
@@ -355,6 +356,7 @@ def gradient(task, state, batch, weight):
 @partial(jax.jit, static_argnums=0)
 def flushed(task, state):
     """`flush`."""
+    check_optimizer(task, state)
     if not task.transform.holds_back:
         return state
     open_ = transforms.holds_gradients(state.opt_state)

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .. import precision, tree
-from .._core.check import is_concrete, is_function
-from .._core.errors import ConfigError, ConsumedStateError
+from .._core.check import did_you_mean, function, is_concrete, is_function, said
+from .._core.errors import ArgumentError, ConfigError, ConsumedStateError
 from .._core.typing import Params, PyTree
 from ..sharding import rules as sharding
 from ..transforms.types import Carrier, recorded
@@ -43,6 +43,12 @@ class TrainState(Carrier):
 
     def replace(self, **changes: Any) -> "TrainState":
         """The same state with some fields changed."""
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise ArgumentError(
+                    f"`{name}` is no field of TrainState, which has {tree.some(names)}{did_you_mean(name, names)}"
+                )
         return dataclasses.replace(self, **changes)
 
 
@@ -96,8 +102,19 @@ def init_state(
     """
     if not isinstance(task, Task):
         raise ConfigError(
-            f"`task` must be a Task, got {type(task).__name__}; call `init_state(task, params)`"
+            f"`task` must be a Task, got {type(task).__name__}; call `init_state(Task(loss_fn, tx), params)`"
         )
+    if isinstance(params, TrainState | Task):
+        raise ConfigError(
+            f"`params` must be a tree of arrays or a function `key -> params`, got a {type(params).__name__}"
+            + "; give its parameters, `state.params`" * isinstance(params, TrainState)
+        )
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ConfigError(
+            f"`mesh` must be a device mesh, `fntrain.sharding.mesh(data=-1)` say, got {said(mesh)}"
+        )
+    if callable(params):
+        function("params", params, "(key) -> params", takes=1)
     if rules is not None and mesh is None:
         raise ConfigError(
             "`rules` need a `mesh`: `init_state(task, params, mesh=fntrain.sharding.mesh(data=-1))`"
@@ -117,10 +134,10 @@ def init_state(
     _check_leaves(model_state, "model_state")
     model_state = jax.tree.map(_as_array, model_state)
 
-    function, given = (params, None) if is_function(params) else (None, params)
-    if mesh is None and function is None:
+    make, given = (params, None) if is_function(params) else (None, params)
+    if mesh is None and make is None:
         return _made(task, None, root, given, model_state)
-    build = functools.partial(_build, task, function)
+    build = functools.partial(_build, task, make)
     if mesh is None:  # traced anew each time: a notebook may have changed a global that the function reads
         return jax.jit(build)(root, given, model_state)
     shapes = jax.eval_shape(build, root, given, model_state)
@@ -190,16 +207,22 @@ def root_key(key: Any) -> jax.Array:
     if isinstance(key, bool) or not isinstance(key, int | np.integer | jax.Array | np.ndarray):
         raise ConfigError(f"`key` must be an integer seed or a PRNG key, got {key!r}")
     if isinstance(key, int | np.integer):
+        if not -(2**31) <= key < 2**32:  # JAX keeps the last 32 bits, in which other seeds end as well
+            raise ConfigError(f"`key` must be a seed of at most 32 bits, got {key}; take `{key % 2**32}`")
         return jax.random.key(int(key))
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape != ():
             raise ConfigError(f"`key` must be one PRNG key, got {list(key.shape)} of them")
         return key  # type: ignore[return-value]
-    if key.dtype == jnp.uint32 and key.shape == (2,):
+    usual = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    if (key.dtype, key.shape) == (usual.dtype, usual.shape):
         return jax.random.wrap_key_data(jnp.asarray(key))
     if jnp.issubdtype(key.dtype, jnp.integer) and key.shape == ():
         return jax.random.key(key)
-    raise ConfigError(f"`key` must be an integer seed or a PRNG key, got {key.dtype.name}{list(key.shape)}")
+    raise ConfigError(
+        f"`key` must be an integer seed or a PRNG key, got {key.dtype.name}{list(key.shape)}; a raw key of another "
+        f"kind than JAX's default says which it is as a typed one, `jax.random.key(0, impl='rbg')`"
+    )
 
 
 def _check_leaves(value: PyTree, name: str) -> None:
@@ -244,14 +267,35 @@ def _check_trained(params: Params) -> tuple[PyTree, PyTree]:
     return trained, carried
 
 
+def check_optimizer(task: Task, state: TrainState) -> None:
+    """Refuse, while tracing, a state whose `opt_state` another transform than the task's has made."""
+    trained, _ = tree.split(state.params)
+    # In a function of its own: the trace of `init` itself is `bad_step`'s to take, for what it says on the way.
+    made = jax.eval_shape(lambda params: task.transform.init(params), trained)
+    difference = tree.structure_difference(made, state.opt_state)
+    if difference:
+        raise ConfigError(
+            f"`state` was made for another optimizer, or other parameters: its `opt_state` {difference}. "
+            f"The optimizer is {task.tx!r}; start it on these parameters with `init_state(task, state.params)`"
+        )
+
+
+_ARRAYS: set[type] = (
+    set()
+)  # types found to be concrete arrays: `isinstance` of jax.Array is slow, at every step
+
+
 def check_state(state: Any, verb: str) -> None:
     """Refuse what is no TrainState, and one that a step has consumed, naming the step."""
     if not isinstance(state, TrainState):
         raise ConfigError(
             f"`state` must be a TrainState, got {type(state).__name__}; make one with `init_state(task, params)` "
-            f"and call `{verb}(task, state, batch)`"
+            f"and call `{verb}(task, state, …)`"
         )
-    if isinstance(state.updates, jax.Array) and is_concrete(state.updates) and state.updates.is_deleted():
+    kind = type(state.updates)
+    if kind not in _ARRAYS and isinstance(state.updates, jax.Array) and is_concrete(state.updates):
+        _ARRAYS.add(kind)
+    if kind in _ARRAYS and state.updates.is_deleted():
         # `step` is never donated, so a spent state can still say which one it was.
         raise ConsumedStateError(
             f"this TrainState was consumed by a train step at step {int(state.step)}: its buffers were donated to "

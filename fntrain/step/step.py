@@ -206,7 +206,7 @@ def flush(task: Task, state: TrainState) -> TrainState:
       >>> float(state.params["w"]), float(ft.flush(task, state).params["w"])
       (0.0, -2.0)
     """
-    check_task(task)
+    check_task(task, "(task, state)")
     check_state(state, "flush")
     return flushed(task, state)
 
@@ -233,7 +233,7 @@ def merge_metrics(task: Task, a: Packed, b: Packed) -> Packed:
       >>> float(ft.compute_metrics(task, ft.merge_metrics(task, a, b))["loss"])
       3.0
     """
-    check_task(task)
+    check_task(task, "(task, a, b)")
     for name, x in (("a", a), ("b", b)):
         check_metrics(x, name)
     if a.form is not b.form:
@@ -267,6 +267,6 @@ def compute_metrics(task: Task, metrics: Packed) -> dict[str, Any]:
       >>> float(ft.compute_metrics(task, ft.eval_step(task, state, jnp.array([1.0, 2.0])))["loss"])
       1.5
     """
-    check_task(task)
+    check_task(task, "(task, metrics)")
     check_metrics(metrics, "metrics")
     return in_order(task, values_of(task, metrics))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import metrics as metrics_lib, tree
+from .. import metrics as metrics_lib, optimizers, tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.fingerprint import fingerprint
@@ -103,11 +103,21 @@ class Task(Value):
     collected: metrics_lib.Metric = dataclasses.field(init=False)  # the user's metrics, as one reducer
 
     def __post_init__(self) -> None:
-        check.function("loss_fn", self.loss_fn, "(params, batch, ctx) -> Array | Loss")
+        check.function("loss_fn", self.loss_fn, "(params, batch, ctx) -> Array | Loss", takes=3)
         if not isinstance(self.metrics, Mapping):
             raise ConfigError(
                 f"`metrics` must map names to metrics, `{{'accuracy': fntrain.metrics.accuracy()}}`, "
                 f"got {self.metrics!r}"
+            )
+        axes = self.axis_name if isinstance(self.axis_name, tuple) else (self.axis_name or "data",)
+        if not axes or not all(isinstance(axis, str) for axis in axes):
+            raise ConfigError(
+                f"`axis_name` must be the name of an axis, or a tuple of them, got {self.axis_name!r}"
+            )
+        if isinstance(self.tx, str):
+            raise ConfigError(
+                f"`tx` must be a gradient transform, got {self.tx!r}; by name it is `fntrain.optimizers.get(name)`"
+                + check.did_you_mean(self.tx, optimizers.OPTIMIZERS)
             )
         user = {name: m for name, m in self.metrics.items() if not (name == "loss" and m == batch_loss())}
         for name, m in user.items():
@@ -122,6 +132,11 @@ class Task(Value):
                 raise ConfigError(
                     f"`metrics`: the name {name!r} is a column of the history already ({', '.join(COLUMNS)}, "
                     f"and `val_…` for the validation's); choose another"
+                )
+            if isinstance(m, str):
+                raise ConfigError(
+                    f"`metrics`: {name!r} must be a Metric, got {m!r}; write `{{{name!r}: fntrain.metrics.{m}(...)}}`"
+                    + check.did_you_mean(m, metrics_lib.__all__) * (m not in metrics_lib.__all__)
                 )
             checked_metric(m, name)
         if self.predict_fn is not None:

@@ -126,7 +126,7 @@ def lr_find(
     References:
       Smith, *Cyclical learning rates for training neural networks*, 2017.
     """
-    checks.check_task(task)
+    checks.check_task(task, "(task, state, data)")
     check_state(state, "lr_find")
     check.number("lowest", lowest, above=0)
     check.number("highest", highest, above=lowest)

@@ -13,9 +13,9 @@ from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import Batch
 from ..run.capsule import digests, examine, load_capsule
-from ..step import gradients, programs
+from ..step import checks, gradients, programs
 from ..step.provenance import BadStep
-from ..step.state import TrainState
+from ..step.state import TrainState, check_state
 from ..step.step import train_step
 from ..step.task import Task
 from ..transforms import loss_scale
@@ -137,6 +137,8 @@ def find_nonfinite(task: Task, state: TrainState, batch: Batch, weight: Any = No
     Returns:
       As `Replay.births`: none, one or two.
     """
+    checks.check_task(task)
+    check_state(state, "find_nonfinite")
 
     def gradient(params, model_state, batch, weight, key, step, scale):
         part = gradients.batch_gradient(task, params, model_state, batch, key, step, weight, scale)

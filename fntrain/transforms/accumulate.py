@@ -104,6 +104,7 @@ class MultiSteps(Transform):
             raise ConfigError(
                 f"`accumulator_dtype` must be a floating-point dtype, got {accumulator_dtype!r}"
             )
+        check.flag("use_grad_mean", use_grad_mean)
         rule = _Accumulation(opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype)
         self = super().__new__(
             cls,

@@ -21,6 +21,7 @@ import optax
 from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
+from .._core.value import Value
 from .types import Averaging, Transform, Window, nodes
 
 # Functions that `train_step` offers, under the names that optax's transforms have for them.
@@ -52,7 +53,11 @@ def adapt(tx: Any, name: str = "tx", *, in_float32: bool = False) -> Transform:
     if isinstance(tx, optax.GradientTransformation):
         return Adapted(tx, in_float32)
     hint = ""
-    if callable(tx):
+    if isinstance(tx, Value) and callable(tx):
+        hint = "; a schedule goes into an optimizer, `fntrain.optimizers.sgd(schedule)`"
+    elif isinstance(tx, int | float):
+        hint = "; a learning rate goes into an optimizer, `fntrain.optimizers.sgd(0.1)`"
+    elif callable(tx):
         hint = f"; it looks like a factory: call it, `{getattr(tx, '__name__', 'factory')}(...)`"
     elif isinstance(tx, list | tuple):
         hint = "; pass several transforms as `chain(*transforms)`"

@@ -11,6 +11,7 @@ import optax
 
 from .. import tree
 from .._core import check
+from .._core.arguments import checked
 from .._core.errors import ConfigError
 from .._core.typing import ArrayLike
 from ..sharding.place import put_like
@@ -80,8 +81,10 @@ def with_hyperparams(factory: Callable[..., optax.GradientTransformation], **val
         check.number(name, x)
     others = {name: x for name, x in values.items() if name not in numbers}
 
+    call = checked(factory)
+
     def make(hyperparams: dict[str, Any]) -> Transform:
-        return adapt(factory(**others, **hyperparams), "factory(...)")
+        return adapt(call(**others, **hyperparams), "factory(...)")
 
     # Made once with numbers that can be read, for its refusals, and to know what it is made of. NumPy's float32 and
     # not Python's floats, so that a zero leaves no stage out: in the state it may become another number.

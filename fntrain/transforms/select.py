@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import tree
+from .._core.check import said
 from .._core.errors import ConfigError
 from .._core.typing import PyTree
 from .adapt import adapt
@@ -50,7 +51,7 @@ def by_path(groups: Mapping[str, optax.GradientTransformation]) -> Any:
     """
     if not isinstance(groups, Mapping) or not groups:
         raise ConfigError(
-            f"`groups` must be a dict {{regex: transform}} with at least one entry, got {groups!r}"
+            f"`groups` must be a dict {{regex: transform}} with at least one entry, got {said(groups)}"
         )
     stages = {pattern: adapt(tx, f"groups[{pattern!r}]") for pattern, tx in groups.items()}
     for pattern in stages:
@@ -162,10 +163,11 @@ def freeze(tx: optax.GradientTransformation, regex: str | Sequence[str]) -> Any:
       ([1.0], [0.0])
     """
     tx = adapt(tx)
-    patterns = [regex] if isinstance(regex, str) else list(regex)
+    patterns = [regex] if isinstance(regex, str) else list(regex) if isinstance(regex, Sequence) else []
     if not patterns:
+        got = said(regex) if regex else "none"
         raise ConfigError(
-            "`regex` must be a regex or several, got none; leave `freeze` out to freeze nothing"
+            f"`regex` must be a regex or several, got {got}; leave `freeze` out to freeze nothing"
         )
     for pattern in patterns:
         tree.compiled(pattern, "regex")

@@ -270,7 +270,7 @@ def test_spellings():
         (lambda: optimizers.sgd(float("nan")), "`learning_rate` must be a finite number >= 0"),
         (lambda: optimizers.sgd(None), "`learning_rate` must be a finite number >= 0"),
         (lambda: optimizers.sgd(dampening=1.5), "`dampening` must be a finite number >= 0 and <= 1"),
-        (lambda: optimizers.sgd(momentum=1.0), "`decay` must be a finite number >= 0 and < 1"),
+        (lambda: optimizers.sgd(momentum=1.0), "`momentum` must be a finite number >= 0 and < 1"),
         (lambda: optimizers.adam(b1=1.5), "`b1` must be"),
         (lambda: optimizers.adam(eps=-1.0), "`eps` must be"),
         (lambda: optimizers.lion(b2=1.0), "`b2` must be"),
