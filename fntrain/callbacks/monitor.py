@@ -1,15 +1,19 @@
 """The watched column, and which of its values are better: what several callbacks share."""
 
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.ranking import Direction
 from ..run.context import LoopContext, Mode
+from ..step.state import TrainState
+from ..transforms.guard import all_finite
 
 
 class Monitor:
@@ -65,6 +69,10 @@ class Monitor:
             raise self._missing([name for name in known if name not in ("epoch", "step")])
         return float(value)  # type: ignore[arg-type]
 
+    def watches(self) -> dict[str, Any]:
+        """What it is, once a run has begun: what is remembered of one column says nothing of another."""
+        return {"monitor": self.column, "mode": self.direction}
+
     def _missing(self, known: list[str]) -> ConfigError:
         hint = check.did_you_mean(self.column, known)
         if self.column.startswith("val_") and not any(name.startswith("val_") for name in known):
@@ -76,6 +84,14 @@ class Monitor:
 
     def __str__(self) -> str:
         return f"{self.column} ({self._direction or self.mode})"
+
+
+_all_finite = jax.jit(all_finite)
+
+
+def has_finite_params(state: TrainState) -> bool:
+    """Whether a state's parameters are finite: others are never the best, whatever was measured before."""
+    return bool(jax.device_get(_all_finite(tree.split(state.params)[0])))
 
 
 def _is_number(x: object) -> bool:

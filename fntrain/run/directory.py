@@ -69,13 +69,23 @@ class RunDirectory:
             raise CheckpointError(f"`run_dir` {self.path} cannot be made: {error.strerror}") from error
         # Of several processes the first holds it for all.
         self._lock = RunLock(self.path) if jax.process_index() == 0 else None
+        self._steps_lock: RunLock | None = None
         try:
             self._open(config, resume)
+            self._lock_steps()
         except BaseException:
             self._unlock()
             raise
 
+    def _lock_steps(self) -> None:
+        """Hold `checkpoints/` too, which is locked like any other directory that somebody saves steps in."""
+        if self._lock is not None:
+            self.checkpointer.directory.mkdir(exist_ok=True)
+            self._steps_lock = RunLock(self.checkpointer.directory, stays=False)
+
     def _unlock(self) -> None:
+        if self._steps_lock is not None:
+            self._steps_lock.release()
         if self._lock is not None:
             self._lock.release()
 
@@ -100,13 +110,13 @@ class RunDirectory:
         task = {"task": self._task} if self._task else {}
         self.config: dict[str, Any] = {**document, **config, **task, "identity": self.identity}
         self.note()
-        done = len(self.extra["history"]) if self.extra else 0
+        done = History(self.extra["history"] if self.extra else [])
         self.writers: list[Any] = (
             [JSONLWriter(rows), CSVWriter(self.path / "metrics.csv")] if self._lock else []
         )
         for writer in self.writers:
             # A run that was killed may have written rows that its last checkpoint knows nothing of.
-            writer.truncate(after_epoch=done)
+            writer.truncate(after_epoch=done.epochs, steps=done.inside(done.epochs + 1))
 
     def note(self, **more: Any) -> None:
         """Write more about the run into `config.json`."""
