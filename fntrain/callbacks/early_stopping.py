@@ -44,8 +44,8 @@ class EarlyStopping:
       best_step: its step, or None.
 
     Raises:
-      ConfigError: if an argument is out of range, or both names of one are given; by `fit`, before anything runs where that can be known, if there
-        is no such column.
+      ConfigError: if an argument is out of range, or both names of one are given; by `fit`, before anything runs
+        where that can be known, if there is no such column.
 
     Examples:
       >>> import fntrain as ft, numpy as np

@@ -15,7 +15,10 @@ from .rate_nodes import nodes
 
 
 class ReduceLROnPlateau:
-    r"""Multiply the learning rate by `factor` when a column has not improved for `patience` epochs in a row (or validations, where some are inside epochs).
+    r"""Multiply the learning rate by `factor` when a column has not improved for `patience` epochs in a row.
+
+    Where validations fall inside epochs (`validation_every`), a column of theirs is looked at in each of them, and
+    patience and cooldown count validations.
 
     .. math:: \eta \leftarrow \max(f\, \eta,\ \eta_{\min})
 

@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Literal
 
 from ..step import checks, programs
@@ -64,6 +64,7 @@ def fit(
     run_dir: Any = None,
     checkpoint_every: int | None = None,
     resume: bool | Literal["must"] = False,
+    override: Collection[str] = (),
     steps_per_call: int | Literal["auto"] = "auto",
     log_every: int = 100,
     max_time: float | None = None,
@@ -92,6 +93,10 @@ def fit(
       checkpoint_every: steps between checkpoints; None saves at each epoch's end. The last step is always saved.
       resume: go on from the last checkpoint in `run_dir`, if there is one, as if the run had never stopped;
         `"must"`: it is an error if there is none.
+      override: what may be another than in the run that is resumed: `"loss_fn"`, `"tx"`, `"metrics"`,
+        `"microbatches"`, `"policy"`, `"axis_name"`, `"data"`, `"batch_size"`, `"seed"`, `"callbacks"`, `"versions"` (of
+        JAX and of this library, which are warned of otherwise). What is, `config.json` notes under `overridden`. Data,
+        batch size and seed may change between two epochs only, and the optimizer's state has to fit.
       steps_per_call: how many steps one dispatch runs (`train_steps`). `"auto"` takes several of array data where a
         step is short, as its program says it (operations, bytes, the kind of device); one, where a callback of your
         own has `on_step_end`, so that it is called for every step. An explicit K calls it once a dispatch. A
@@ -113,7 +118,7 @@ def fit(
 
     Raises:
       ConfigError: if arguments contradict each other, `run_dir` is in use, or a resume meets another task, data
-        set, batch size or seed.
+        set, batch size, seed or other callbacks, which `override` does not name.
       DataError: if data is empty, batches differ in form, an iterable ends before the run does, or a scalar
         loss meets a padded tail.
       RunLockedError: if another process is training in `run_dir`.
@@ -142,6 +147,7 @@ def fit(
         run_dir=run_dir,
         checkpoint_every=checkpoint_every,
         resume=resume,
+        override=override,
         steps_per_call=steps_per_call,
         log_every=log_every,
         max_time=max_time,

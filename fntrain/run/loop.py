@@ -69,7 +69,8 @@ class Loop:
         try:
             self.callbacks.call("on_fit_begin", ctx)
             if self.run is not None and self.run.extra is not None:
-                self.callbacks.restore(self.run.extra.get("callbacks", []))
+                others = "callbacks" in self.options.override
+                self.run.note_changes(self.callbacks.restore(self.run.extra.get("callbacks", []), others))
             if self.run is not None and not ctx.resumed and self.callbacks.rolls_back:
                 self._save()  # so that there is something to go back to
             if ctx.resumed and self._done() and self.signals.received is None:
@@ -250,7 +251,7 @@ class Loop:
             self.run.write(self.ctx.logs)
 
     def _note_unfinished(self) -> None:
-        """If the run has stopped inside an epoch, a row that says so: behind the last save, which knows whole epochs."""
+        """If the run has stopped inside an epoch, a row that says so, which the last save before it does not know."""
         ctx = self.ctx
         if not self.over and ctx.epoch_step > 0 and ctx.history.last.get("step") != ctx.step:
             ctx.logs = self._row_inside()

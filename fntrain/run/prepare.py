@@ -83,7 +83,7 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         devices=[str(d) for d in jax.devices()],
         jax=jax.__version__,
     )
-    return RunDirectory(options.run_dir, identity, config, options.resume, in_words(task))
+    return RunDirectory(options.run_dir, identity, config, options.resume, in_words(task), options.override)
 
 
 def loop(
