@@ -288,7 +288,8 @@ def _summary(config: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[s
     last = rows[-1] if rows else {}
     leaves = [f"{path} {what}".strip() for path, what in data.get("leaves", {}).items()]
     said = {
-        "epochs": _of(last.get("epoch", 0), config.get("epochs")),
+        "status": config.get("status"),
+        "epochs": _of(last.get("epoch", 0) - bool(last.get("unfinished")), config.get("epochs")),
         "steps": _of(last.get("step", 0), config.get("steps")),
         "loss": task.get("loss_fn"),
         "transform": task.get("tx"),

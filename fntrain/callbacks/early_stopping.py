@@ -11,9 +11,10 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.ranking import improves
 from ..run.context import LoopContext, Mode
+from ..run.rescue import has_finite_params
 from ..step import programs
 from ..transforms.plateau import StopOnPlateauState, stop_on_plateau
-from .monitor import Monitor, has_finite_params
+from .monitor import Monitor
 
 
 class EarlyStopping:

@@ -7,13 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.ranking import Direction
 from ..run.context import LoopContext, Mode
-from ..step.state import TrainState
-from ..transforms.guard import all_finite
 
 
 class Monitor:
@@ -84,14 +81,6 @@ class Monitor:
 
     def __str__(self) -> str:
         return f"{self.column} ({self._direction or self.mode})"
-
-
-_all_finite = jax.jit(all_finite)
-
-
-def has_finite_params(state: TrainState) -> bool:
-    """Whether a state's parameters are finite: others are never the best, whatever was measured before."""
-    return bool(jax.device_get(_all_finite(tree.split(state.params)[0])))
 
 
 def _is_number(x: object) -> bool:

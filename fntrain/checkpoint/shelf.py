@@ -53,7 +53,7 @@ class Shelf:
                     yield int(match[1]), int(match[2] or 1), entry.name
 
     def emptied(self) -> list[int]:
-        """The steps whose directories are there, as we make them, and their files are not: a step is committed whole."""
+        """The steps whose directories are there, as we make them, and their files are not."""
         found = {step for step, _, _ in self.names()}
         entries = self.directory.iterdir() if self.directory.is_dir() else ()
         ours = [path for path in entries if not path.is_symlink() and (path / META.parent).is_dir()]

@@ -127,7 +127,13 @@ class RunDirectory:
         sharding.meet()  # of several processes all have looked before the first one writes
         # What others have added there (a program's own options) stays.
         task = {"task": self._task} if self._task else {}
-        self.config: dict[str, Any] = {**document, **config, **task, "identity": self.identity}
+        self.config: dict[str, Any] = {
+            **document,
+            **config,
+            **task,
+            "identity": self.identity,
+            "status": "running",
+        }
         self.note_changes(self._changes)
         done = History(self.extra["history"] if self.extra else [])
         self.writers: list[Any] = (

@@ -31,6 +31,9 @@ class FitResult:
       checkpoints: the steps that are on disk in `run_dir`, all of them whole.
       bad_step: the first step that was found to be not finite, or None.
       capsule: the directory that keeps that step for `tools.replay`, or None.
+      diverged: whether the run came to nothing: no loss of it was finite, or the last one was not, and neither are the
+        parameters. The `status` in the run directory's `config.json` says `"diverged"` then, and else `"done"`,
+        `"stopped"` or `"interrupted"`.
     """
 
     state: TrainState = dataclasses.field(repr=False)
@@ -43,6 +46,7 @@ class FitResult:
     checkpoints: list[int] = dataclasses.field(default_factory=list)
     bad_step: BadStep | None = None
     capsule: Any = None
+    diverged: bool = False
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.state, self.history))
@@ -181,6 +185,7 @@ def fit(
                 [] if run is None else run.checkpoints(),
                 loop.rescue.found,
                 loop.rescue.capsule,
+                loop.ctx.diverged,
             )
     if signals.received == signal.SIGTERM:
         raise SystemExit(143)

@@ -13,6 +13,7 @@ that is finished already. Where the run stands on the host is in `ctx` alone.
 """
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from .epoch import fetched
 from .events import CallbackList
 from .history import UNFINISHED, History, plain, plain_rows
 from .options import Options
-from .rescue import Rescue, gone_back
+from .rescue import Rescue, gone_back, has_finite_params
 from .signals import Signals
 
 
@@ -86,6 +87,9 @@ class Loop:
             if ctx.bad_steps:
                 self.rescue.keep(ctx.state, ctx.step - 1)
             self._note_unfinished()
+            ctx.diverged = self._has_diverged()
+            if self.run is not None:
+                self.run.note(status=self._status(interrupted))
             self.callbacks.call("on_fit_end", ctx)
         except BaseException as error:
             self.callbacks.close(error)
@@ -111,6 +115,21 @@ class Loop:
             ctx.stop(f"`max_time` of {self.options.max_time:g} s is over")
         return ctx.stop_reason is not None or self.signals.received is not None
 
+    def _has_diverged(self) -> bool:
+        history = self.ctx.history
+        last = history.last.get("loss")
+        if last is None or math.isfinite(last):
+            return False
+        return history.best("loss", "min") is None or not has_finite_params(self.ctx.state)
+
+    def _status(self, interrupted: bool) -> str:
+        """How the run ended, in a word."""
+        if self.ctx.diverged:
+            return "diverged"
+        if interrupted or self._interrupted():
+            return "interrupted"
+        return "done" if self.ctx.stop_reason is None else "stopped"
+
     def _interrupted(self) -> bool:
         return self.signals.received is not None
 
@@ -126,6 +145,10 @@ class Loop:
         self.callbacks.call("on_epoch_begin", ctx)
         if ctx.stop_reason is not None:
             return
+        if self._owes_validation():
+            self._validate()
+            if self._stopped():
+                return
         whole, before = True, ctx.step
         for piece in self._pieces():
             self._dispatch(piece)
@@ -150,6 +173,19 @@ class Loop:
                 f"ends for good; pass a list, a loader, or a function `epoch -> iterable`"
             )
         self._end_of_epoch(whole)
+
+    def _owes_validation(self) -> bool:
+        """Whether a run that was to end at this step, inside an epoch, goes on from where a validation was due."""
+        ctx, every = self.ctx, self.options.validation_every
+        begins = (
+            ctx.resumed and ctx.step == ctx.resumed_step and ctx.epoch_step not in (0, ctx.steps_per_epoch)
+        )
+        return (
+            begins
+            and every is not None
+            and ctx.step % every == 0
+            and ctx.history.last.get("step") != ctx.step
+        )
 
     def _pieces(self) -> Iterator[Piece]:
         """The epoch's pieces from the position on, made ahead if that was asked for."""
