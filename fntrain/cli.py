@@ -154,6 +154,11 @@ def _demo(args: argparse.Namespace) -> int:
     prepared = demo.prepare(options)
     known, new = len(prepared.data["label"]), len(prepared.validation["label"])
     print(f"{known} handwritten digits to learn from, {new} to validate on", flush=True)
+    if epochs is not None and epochs > options.epochs:
+        print(
+            f"the learning rate was planned for {options.epochs} epochs: those beyond are trained at its last value",
+            flush=True,
+        )
     resume, progress = args.resume is not None, not args.no_progress
     result = demo.train(options, prepared, path, epochs=epochs, resume=resume, progress=progress)
     run = shlex.quote(str(path))

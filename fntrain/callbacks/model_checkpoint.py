@@ -117,7 +117,8 @@ class ModelCheckpoint:
         elif later:
             raise ConfigError(
                 f"`directory` {self.path} holds later steps ({tree.some([str(s) for s in later])}) than this run "
-                f"starts at ({ctx.step}), so they are another run's: choose another directory, or remove it"
+                f"starts at ({ctx.step}), so they are another run's: choose another directory, remove it, or go on "
+                f"with that run by `fit(..., run_dir=..., resume=True)`"
             )
         if self._checkpoints.best_step is not None:
             self.best = self._checkpoints.extra("best")["logs"].get(self.monitor)

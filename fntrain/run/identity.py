@@ -136,7 +136,8 @@ def check_versions(saved: dict[str, str], where: Any, override: Collection[str] 
 def _part(line: str) -> str:
     """The name in `OVERRIDES` of what a line of differences is about."""
     first, *more = line.partition(":")[0].split(".")
-    return more[0] if first == "task" and more else first
+    inner = first == "task" or (first == "data" and more[:1] in (["batch_size"], ["seed"]))
+    return more[0] if inner and more else first
 
 
 def _without_code(x: Any) -> Any:
