@@ -1,6 +1,7 @@
 """A run directory: what a run is (`config.json`), what it measured (`metrics.*`), and its checkpoints."""
 
 import json
+import logging
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -25,6 +26,8 @@ from .history import UNFINISHED, History
 from .identity import check_identity, check_versions, versions
 from .lock import RunLock
 from .writers import CSVWriter, JSONLWriter
+
+_LOG = logging.getLogger("fntrain")
 
 
 class RunDirectory:
@@ -118,11 +121,9 @@ class RunDirectory:
             raise self._nothing()
         elif "identity" in document and rows.exists() and rows.stat().st_size:
             self._check_identity(document["identity"], Position(0, 0))
-            warnings.warn(
-                f"`resume`: the run in {self.path} has rows of metrics and no checkpoint: it starts anew, and they are "
-                f"dropped",
-                RuntimeWarning,
-                stacklevel=2,
+            _LOG.warning(
+                "`resume`: the run in %s has rows of metrics and no checkpoint: it starts anew, and they are dropped",
+                self.path,
             )
         sharding.meet()  # of several processes all have looked before the first one writes
         # What others have added there (a program's own options) stays.
@@ -132,7 +133,6 @@ class RunDirectory:
             **config,
             **task,
             "identity": self.identity,
-            "status": "running",
         }
         self.note_changes(self._changes)
         done = History(self.extra["history"] if self.extra else [])

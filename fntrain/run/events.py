@@ -160,8 +160,8 @@ class CallbackList:
                 now = _text(_name(callback), _watches(callback))
                 changes.append(f"{now} starts anew: before the resume it was {_text_of(before)}")
         if (anew or left) and not others:
-            was = ", ".join(map(_text_of, saved)) or "none"
-            now = ", ".join(_text(_name(c), _watches(c)) for c in mine) or "none"
+            was = ", ".join(entry["callback"] for entry in saved) or "none"
+            now = ", ".join(map(_name, mine)) or "none"
             raise ConfigError(
                 f"`callbacks` with a state must be those the run was saved with: saved {was}; now {now}. Give the same "
                 f'ones, or go on all the same with `fit(..., override=("callbacks",))`, where those that are new start '

@@ -126,7 +126,7 @@ def loop(
     step = int(state.step)
     chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
     if run is not None:
-        run.note(steps_per_call=chunk, parameters=tree.size(state.params))
+        run.note(steps_per_call=chunk, parameters=tree.size(state.params), status="running")
         if run.extra is not None:
             _resume_data(source, run.extra.get("data_state"), position)
     if options.verbose and jax.process_index() == 0:
