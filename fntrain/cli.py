@@ -172,6 +172,11 @@ def _demo(args: argparse.Namespace) -> int:
     prepared = demo.prepare(options)
     known, new = len(prepared.data["label"]), len(prepared.validation["label"])
     print(f"{known} handwritten digits to learn from, {new} to validate on", flush=True)
+    if epochs is not None and epochs > options.epochs:
+        print(
+            f"the learning rate was planned for {options.epochs} epochs: those beyond are trained at its last value",
+            flush=True,
+        )
     resume, progress = args.resume is not None, not args.no_progress
     result = demo.train(options, prepared, path, epochs=epochs, resume=resume, progress=progress)
     run = shlex.quote(str(path))
@@ -306,7 +311,8 @@ def _summary(config: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[s
     last = rows[-1] if rows else {}
     leaves = [f"{path} {what}".strip() for path, what in data.get("leaves", {}).items()]
     said = {
-        "epochs": _of(last.get("epoch", 0), config.get("epochs")),
+        "status": config.get("status"),
+        "epochs": _of(last.get("epoch", 0) - bool(last.get("unfinished")), config.get("epochs")),
         "steps": _of(last.get("step", 0), config.get("steps")),
         "loss": task.get("loss_fn"),
         "transform": task.get("tx"),

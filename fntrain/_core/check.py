@@ -5,7 +5,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -174,27 +174,6 @@ def did_you_mean(value: Any, choices: Iterable[Any]) -> str:
     if not close and len(low) > 1:  # cut short: `mom` for `momentum`, `best` for `save_best_only`
         close = [name for name in names if name.startswith(low) or low in name.split("_")]
     return f"; did you mean {names[close[0]]!r}?" if close else ""
-
-
-def no_more_than(count: int, hint: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: more than `count` arguments without a name are refused with a hint, and not by the interpreter.
-
-    Raises:
-      ConfigError: when the function is called with more.
-    """
-
-    def decorate(f: Callable[P, T]) -> Callable[P, T]:
-        @functools.wraps(f)
-        def checked(*args: P.args, **keywords: P.kwargs) -> T:
-            if len(args) > count:
-                raise ConfigError(
-                    f"`{f.__name__}` takes {count} arguments without a name, got {len(args)}: {hint}"
-                )
-            return f(*args, **keywords)
-
-        return checked
-
-    return decorate
 
 
 def function(name: str, value: Any, signature: str, *, takes: int | None = None) -> None:

@@ -2,10 +2,14 @@
 
 Nothing in it depends on an address, on the order of a hash, or on where a thing was defined. A call is its name and
 all of its arguments, defaults written out, so a default that a later version changes is seen. A function of the
-user's is its code, its defaults and what it closes over; one of a library is its name and what it closes over.
+user's is its code, its defaults, what it closes over, and the code of the functions of its module that it calls,
+directly or through others; one of a library is its name and what it closes over. Not looked at are a module's other
+globals (numbers, arrays, objects), functions imported from the user's other modules, and whether a sequence is a list
+or a tuple.
 """
 
 import dataclasses
+import dis
 import functools
 import hashlib
 import inspect
@@ -37,6 +41,10 @@ _LIBRARIES = {
 }
 
 
+# Text that would be taken for what these stand for.
+_WORDS = {"True", "False", "nan", "inf", "-inf", "itself"}
+
+
 def fingerprint(x: Any) -> Any:
     """`x` as JSON: equal for equal values, in every process, and different for those that behave differently.
 
@@ -54,7 +62,9 @@ def fingerprint(x: Any) -> Any:
 def _of(x: Any, outer: tuple[int, ...]) -> Any:
     if isinstance(x, bool):
         return repr(x)  # JSON's true would equal 1
-    if x is None or isinstance(x, int | str):
+    if isinstance(x, str):
+        return {"text": x} if x in _WORDS else x
+    if x is None or isinstance(x, int):
         return x
     if isinstance(x, float):
         return x if x - x == 0 else repr(x)  # JSON has no infinity
@@ -131,8 +141,40 @@ def _of_function(f: types.FunctionType, inside: Any) -> dict[str, Any]:
         "code": None if library else _digest(f.__code__, f.__doc__),
         "defaults": inside(defaults),
         "cells": cells,
+        "helpers": {} if library else _helpers(f, inside),
     }
     return {k: v for k, v in parts.items() if v}
+
+
+def _helpers(f: types.FunctionType, inside: Any) -> dict[str, Any]:
+    """What the functions of its module are that a function calls, and those that they call: by name, once each."""
+    found: dict[str, types.FunctionType] = {}
+    todo = [f]
+    while todo:
+        for name in _globals_of(todo.pop().__code__):
+            helper = f.__globals__.get(name)
+            helper = getattr(helper, "__wrapped__", helper)  # a jitted one, say
+            if not isinstance(helper, types.FunctionType) or helper.__globals__ is not f.__globals__:
+                continue
+            if helper is not f and name not in found:
+                found[name] = helper
+                todo.append(helper)
+    return {name: _of_helper(name, found[name], inside) for name in sorted(found)}
+
+
+def _of_helper(name: str, f: types.FunctionType, inside: Any) -> dict[str, Any]:
+    defaults = {**dict(enumerate(f.__defaults__ or ())), **(f.__kwdefaults__ or {})}
+    parts = {"function": name, "code": _digest(f.__code__, f.__doc__), "defaults": inside(defaults)}
+    return {k: v for k, v in parts.items() if v}
+
+
+def _globals_of(code: types.CodeType) -> list[str]:
+    """The global names that some code reads, in functions within it too."""
+    names = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names += _globals_of(constant)
+    return names
 
 
 _KINDS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
@@ -171,11 +213,20 @@ def _of_object(x: Any, inside: Any) -> Any:
     if dataclasses.is_dataclass(x):
         fields = {f.name: inside(getattr(x, f.name, None)) for f in dataclasses.fields(x)}
         return {"type": kind, **_of_methods(type(x)), **fields}
-    state = getattr(x, "__dict__", None)
+    state = {**_slots(x), **getattr(x, "__dict__", {})}
     does = _of_methods(type(x))
     if state or does:
-        return {"type": kind, **does, **{k: inside(v) for k, v in (state or {}).items()}}
+        return {"type": kind, **does, **{k: inside(v) for k, v in state.items()}}
     return {"type": kind, "repr": re.sub(r" at 0x[0-9a-f]+", "", repr(x))}
+
+
+def _slots(x: Any) -> dict[str, Any]:
+    """The attributes that a class of the user's keeps in slots."""
+    if type(x).__module__.split(".")[0] in _LIBRARIES:
+        return {}
+    named = [vars(base).get("__slots__", ()) for base in type(x).__mro__]
+    names = [n for slots in named for n in ([slots] if isinstance(slots, str) else slots)]
+    return {n: getattr(x, n) for n in names if not n.startswith("__") and hasattr(x, n)}
 
 
 def _of_methods(kind: type[Any]) -> dict[str, Any]:
@@ -191,6 +242,8 @@ def _of_methods(kind: type[Any]) -> dict[str, Any]:
 
 def differences(saved: Any, now: Any, path: str = "") -> list[str]:
     """How two fingerprints differ, a line each, in words: where, what was saved, what is there now."""
+    if _ABSENT in (saved, now) and None not in (saved, now):
+        saved, now = (None if x is _ABSENT else x for x in (saved, now))
     if isinstance(saved, dict) and isinstance(now, dict):
         if saved.get("function") and now.get("function") and saved.get("code") != now.get("code"):
             names = dict.fromkeys([saved["function"], now["function"]])
@@ -198,14 +251,35 @@ def differences(saved: Any, now: Any, path: str = "") -> list[str]:
             return [f"{path}: the code {what} is another one"]
         if saved.get("call") != now.get("call"):
             return [f"{path}: saved {_short(saved)}, now {_short(now)}"]
+        keys = dict.fromkeys([*saved, *now])
+        if "helpers" in now and "helpers" not in saved and "function" in saved:
+            del keys[
+                "helpers"
+            ]  # the first version did not follow them, and a new call is a change of the code
         return [
             line
-            for key in dict.fromkeys([*saved, *now])
-            for line in differences(saved.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+            for key in keys
+            for line in differences(saved.get(key, _ABSENT), now.get(key, _ABSENT), _below(path, key))
         ]
     if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        return [line for i, pair in enumerate(zip(saved, now)) for line in differences(*pair, f"{path}.{i}")]
+        return [
+            line for i, pair in enumerate(zip(saved, now)) for line in differences(*pair, _below(path, i))
+        ]
     return [] if saved == now else [f"{path}: saved {_short(saved)}, now {_short(now)}"]
+
+
+class _Absent:
+    """What is not there, which is not None."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_ABSENT = _Absent()
+
+
+def _below(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
 def _short(x: Any, most: int = 300) -> str:
@@ -214,6 +288,10 @@ def _short(x: Any, most: int = 300) -> str:
 
 
 def _call_text(x: Any) -> str:
+    if isinstance(x, str) and x in _WORDS:
+        return x
+    if isinstance(x, dict) and x.keys() == {"text"}:
+        return repr(x["text"])
     if isinstance(x, dict) and "call" in x:
         arguments = ", ".join(f"{k}={_call_text(v)}" for k, v in x.items() if k != "call")
         return f"{x['call']}({arguments})"

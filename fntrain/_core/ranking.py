@@ -28,6 +28,11 @@ def improves(value: Any, best: Any, direction: Direction, margin: Any = 0.0, xp:
     return better & xp.isfinite(value)
 
 
+def of_loss(column: str) -> Direction | None:
+    """`"min"` for a loss, by its name; None for what only a metric can tell of."""
+    return "min" if column.rpartition("val_")[2] == "loss" else None
+
+
 def best_of(values: Mapping[K, Any], direction: Direction) -> K | None:
     """The key of the best finite value, the first of equals; None if there is none.
 

@@ -1,13 +1,17 @@
 """EarlyStopping: end a run that no longer improves."""
 
+import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from .. import sharding, tree
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.ranking import improves
 from ..run.context import LoopContext, Mode
+from ..run.rescue import has_finite_params
 from ..step import programs
 from ..transforms.plateau import StopOnPlateauState, stop_on_plateau
 from .monitor import Monitor
@@ -19,21 +23,30 @@ class EarlyStopping:
     The first epoch sets the best. An epoch improves if it is better than the best by more than `min_delta`;
     NaN and infinity never do. Best and count survive a resume.
 
+    Where validations fall inside epochs (`validation_every`), a column of theirs is looked at in each of them, and
+    patience counts validations. A column of the training is looked at when an epoch ends.
+
     Args:
       monitor: a column of the epoch's logs.
       patience: the run stops at this many epochs in a row without an improvement, >= 1.
       mode: `"min"` or `"max"`, which is better; `"auto"` is what the column's metric says.
       min_delta: the smallest change that counts, >= 0.
       restore_best: end with the parameters and the model state of the best epoch, of which a copy is kept on
-        the device; however the run ends. The optimizer's state, and what `run_dir` holds, are of the last step.
+        the device; however the run ends, as in Keras since its version 3. Parameters that are not finite are never
+        the best. The optimizer's state, and what `run_dir` holds, are of the last step.
+      start_from_epoch: how many epochs at the beginning are not looked at, >= 0.
+      baseline: what has to be improved on: until a value is better than it by more than `min_delta`, the count of
+        `patience` goes on through epochs that are the best so far, too. None asks for nothing.
+      restore_best_weights: Keras's name for `restore_best`.
 
     Attributes:
       best: the best value so far, or None.
       best_epoch: its epoch, or None.
+      best_step: its step, or None.
 
     Raises:
-      ConfigError: if an argument is out of range; by `fit`, before anything runs where that can be known, if there
-        is no such column.
+      ConfigError: if an argument is out of range, or both names of one are given; by `fit`, before anything runs
+        where that can be known, if there is no such column.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -46,6 +59,9 @@ class EarlyStopping:
       (4, 1, 4.0)
       >>> result.stop_reason
       'loss has not improved for 3 epochs: the best is 1, of epoch 1'
+
+    References:
+      Keras's `EarlyStopping`, whose `start_from_epoch` and `baseline` these are.
     """
 
     adds_logs = False
@@ -57,18 +73,32 @@ class EarlyStopping:
         mode: Mode = "auto",
         min_delta: float = 0.0,
         restore_best: bool = False,
+        *,
+        start_from_epoch: int = 0,
+        baseline: float | None = None,
+        restore_best_weights: bool | None = None,
     ):
         stop_on_plateau(patience, min_delta)  # looked at before a run begins
+        if restore_best and restore_best_weights is not None:
+            raise ConfigError("give `restore_best` or `restore_best_weights`, not both: they are one")
+        if baseline is not None:
+            check.number("baseline", baseline)
         self._watched = Monitor(monitor, mode)
         self.monitor: str = monitor
         self.patience: int = int(patience)
         self.min_delta: float = float(min_delta)
-        self.restore_best = check.flag("restore_best", restore_best)
+        if restore_best_weights is not None:
+            restore_best = check.flag("restore_best_weights", restore_best_weights)
+        self.restore_best: bool = check.flag("restore_best", restore_best)
+        self.start_from_epoch: int = check.integer("start_from_epoch", start_from_epoch, at_least=0)
+        self.baseline: float | None = None if baseline is None else float(baseline)
         self._reset()
 
     def _reset(self) -> None:
         self._checks: StopOnPlateauState = stop_on_plateau(self.patience).init()
         self.best_epoch: int | None = None
+        self.best_step: int | None = None
+        self._inside = False  # whether it has looked at a validation inside an epoch
         self._weights: dict[str, Any] = {}  # of the best epoch, by path
 
     @property
@@ -87,13 +117,33 @@ class EarlyStopping:
         """Stop again, if a run that had stopped is resumed with no more patience than it had."""
         self._stop_if_due(ctx)
 
+    def on_validation_end(self, ctx: LoopContext) -> None:
+        """Check, if this is a validation inside an epoch."""
+        if self._watched.column in ctx.validated:
+            self._inside = True
+            self._check(ctx)
+
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Check."""
-        self._checks, _ = self._rule.update(self._checks, self._watched.read(ctx))
+        self._check(ctx)
+
+    def _check(self, ctx: LoopContext) -> None:
+        value = self._watched.read(ctx)
+        if ctx.epoch <= self.start_from_epoch:
+            return
+        if self.restore_best and not has_finite_params(ctx.state):
+            value = math.nan
+        before = self._checks
+        self._checks, _ = self._rule.update(before, value)
         if self._checks.bad_checks == 0:
-            self.best_epoch = ctx.epoch
+            self.best_epoch, self.best_step = ctx.epoch, ctx.step
             if self.restore_best:
                 self._weights = dict(tree.items(programs.copied(_weights(ctx))))
+            if self.baseline is not None and not improves(
+                value, self.baseline, self._watched.direction, self.min_delta
+            ):
+                bad = min(int(before.bad_checks) + 1, self.patience)
+                self._checks = self._checks._replace(bad_checks=np.asarray(bad, np.int32))
         self._stop_if_due(ctx)
 
     def on_fit_end(self, ctx: LoopContext) -> None:
@@ -104,16 +154,30 @@ class EarlyStopping:
 
     def _stop_if_due(self, ctx: LoopContext) -> None:
         if self._checks.bad_checks >= self.patience:
-            reason = f"{self.monitor} has not improved for {self.patience} epoch{'s' * (self.patience > 1)}"
+            what = "validation" if self._inside else "epoch"
+            short = self.baseline is not None and not improves(
+                float(self._checks.best), self.baseline, self._watched.direction, self.min_delta
+            )
+            on = f" on the baseline {self.baseline:g}" if short else ""
+            reason = (
+                f"{self.monitor} has not improved{on} for {self.patience} {what}{'s' * (self.patience > 1)}"
+            )
             if self.best is not None:
-                reason += f": the best is {self.best:.6g}, of epoch {self.best_epoch}"
+                where = f"step {self.best_step}" if self._inside else f"epoch {self.best_epoch}"
+                reason += f": the best is {self.best:.6g}, of {where}"
             ctx.stop(reason)
+
+    def watches(self) -> dict[str, Any]:
+        """The column and which of its values are better, by which a resumed run knows its state again."""
+        return self._watched.watches()
 
     def state(self) -> dict[str, Any]:
         """Best, count, and the weights of the best epoch."""
         return {
             "checks": self._checks._asdict(),
             "best_epoch": self.best_epoch,
+            "best_step": self.best_step,
+            "inside": self._inside,
             "weights": self._weights,
         }
 
@@ -121,6 +185,8 @@ class EarlyStopping:
         """Go on with them."""
         self._checks = StopOnPlateauState(**state["checks"])
         self.best_epoch = state["best_epoch"]
+        self.best_step = state.get("best_step")  # the first version had none, nor validations inside epochs
+        self._inside = state.get("inside", False)
         self._weights = state["weights"] if self.restore_best else {}
         if self.restore_best and self.best_epoch is not None and not self._weights:
             raise ConfigError(

@@ -8,6 +8,7 @@ import jax
 
 from .._core import check
 from ..run.context import LoopContext
+from ..run.history import UNFINISHED
 from ..run.writers import CSVWriter, JSONLWriter, _Writer
 
 
@@ -21,25 +22,34 @@ class _FileLogger:
         self.path: Path = check.path("path", path)
         self.writer_type(self.path)  # a directory is refused here, not in the first epoch
         self._writer: Any = None
+        self._written = -1  # the step of the last row
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start the file anew; when resuming, go on after the epochs that are done."""
         self.close()
+        self._written = ctx.history.last.get("step", -1)
         if jax.process_index() != 0:
             return
         if not ctx.resumed:
             self.path.unlink(missing_ok=True)
         self._writer = self.writer_type(self.path)
-        self._writer.truncate(after_epoch=ctx.epoch - 1)
+        self._writer.truncate(after_epoch=ctx.epoch - 1, steps=ctx.history.inside(ctx.epoch))
+
+    def on_validation_end(self, ctx: LoopContext) -> None:
+        """Write the row of a validation inside an epoch."""
+        if ctx.validated:
+            self.on_epoch_end(ctx)
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Write the epoch's row."""
         if self._writer is not None:
             self._writer.write(ctx.logs)
+            self._written = ctx.step
 
     def on_fit_end(self, ctx: LoopContext) -> None:
-        """Close the file."""
-        del ctx
+        """Write the row of an epoch that the run was stopped in, and close the file."""
+        if ctx.logs.get(UNFINISHED) and self._written != ctx.step:
+            self.on_epoch_end(ctx)
         self.close()
 
     def close(self) -> None:
@@ -51,8 +61,9 @@ class _FileLogger:
 class CSVLogger(_FileLogger):
     """Write each epoch's row to a CSV file.
 
-    A new run starts the file anew; a resumed one drops the rows of epochs that it runs again. Columns that
-    callbacks after this one add are not in it, so put it last. See `fntrain.run.writers` for the format.
+    A new run starts the file anew; a resumed one drops the rows of epochs that it runs again. A validation inside
+    an epoch has a row too. Columns that callbacks after this one add are not in it, so put it last. See
+    `fntrain.run.writers` for the format.
 
     Args:
       path: the file.

@@ -9,6 +9,7 @@ from .._core.errors import ConfigError
 from ..run.context import LoopContext
 from ..run.history import History
 from ..show.text import number_text, reading_order
+from ..step.task import COLUMNS
 
 
 class MetricLogger:
@@ -45,12 +46,16 @@ class MetricLogger:
         """Start from the epochs that are done."""
         self.history: History = History(ctx.history.rows())
 
+    def on_validation_end(self, ctx: LoopContext) -> None:
+        """Record the row of a validation inside an epoch."""
+        if ctx.validated:
+            self.on_epoch_end(ctx)
+
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Record the epoch's row."""
         self.history.append(ctx.logs)
         if self.write is not None and jax.process_index() == 0:
-            names = [
-                n for n, x in ctx.logs.items() if isinstance(x, int | float) and n not in ("epoch", "step")
-            ]
+            names = [n for n, x in ctx.logs.items() if isinstance(x, int | float) and n not in COLUMNS]
             values = [f"{name} {number_text(ctx.logs[name])}" for name in sorted(names, key=reading_order)]
-            self.write("  ".join([f"epoch {ctx.epoch}", *values]))
+            where = f"epoch {ctx.epoch}" + (f", step {ctx.step}" if ctx.validated else "")
+            self.write("  ".join([where, *values]))

@@ -11,13 +11,15 @@ import numpy as np
 
 from .. import sharding, tree
 from .._core import check
-from .._core.errors import ConfigError
+from .._core.errors import CheckpointError, ConfigError
 from .._core.files import replacing
 from .._core.ranking import best_of
 from .._core.typing import Params
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
 from ..run.context import LoopContext, Mode
+from ..run.lock import NAME as LOCK, RunLock
+from ..run.rescue import has_finite_params
 from .monitor import Monitor
 
 
@@ -31,7 +33,12 @@ class ModelCheckpoint:
 
     The best so far survives a resume; a run that starts from a state at or after the newest version of the
     directory goes on with its best, too. A directory with later versions than that belongs to another run and is
-    refused, unless this instance wrote them, in which case its second run replaces its first.
+    refused, unless this instance wrote them, in which case its second run replaces its first. While a run is going
+    on, a directory or file is one instance's: a second one on it is refused before training, in another process
+    too, and so is the `checkpoints` directory of a run.
+
+    Where validations fall inside epochs (`validation_every`), a column of theirs is looked at in each of them, if
+    `every` is 1. Parameters that are not finite are never the best, nor put in the place of finite ones.
 
     Args:
       directory: the directory, or a file `….npz`.
@@ -47,6 +54,7 @@ class ModelCheckpoint:
     Raises:
       ConfigError: if an argument is out of range, the path has the suffix of another kind of file, the directory
         is another run's, or there is no such column.
+      RunLockedError: by `fit`, before anything runs, if somebody else is writing there.
 
     Examples:
       >>> import fntrain as ft, numpy as np, tempfile
@@ -70,7 +78,7 @@ class ModelCheckpoint:
         save_best_only: bool = False,
         every: int = 1,
     ):
-        self.path: Path = Path(directory).expanduser()
+        self.path: Path = check.path("directory", directory)
         self.monitor: str = "val_loss" if monitor is None else monitor
         self._watched = Monitor(self.monitor, mode)
         self.save_best_only: bool = check.flag("save_best_only", save_best_only)
@@ -86,6 +94,7 @@ class ModelCheckpoint:
         self._ranks = save_best_only or monitor is not None
         self._best_only = save_best_only or (self._file and self._ranks)
         self._checkpoints: Checkpointer | None = None
+        self._lock: RunLock | None = None
         self._own: set[int] = set()  # the steps this instance has saved
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
@@ -93,6 +102,7 @@ class ModelCheckpoint:
         self.close()
         self.best = None
         self._watched.begin(ctx, required=self._ranks)
+        self._take()
         if self._file:
             return
         best = (self.monitor, self._watched.direction)
@@ -107,26 +117,48 @@ class ModelCheckpoint:
         elif later:
             raise ConfigError(
                 f"`directory` {self.path} holds later steps ({tree.some([str(s) for s in later])}) than this run "
-                f"starts at ({ctx.step}), so they are another run's: choose another directory, or remove it"
+                f"starts at ({ctx.step}), so they are another run's: choose another directory, remove it, or go on "
+                f"with that run by `fit(..., run_dir=..., resume=True)`"
             )
         if self._checkpoints.best_step is not None:
             self.best = self._checkpoints.extra("best")["logs"].get(self.monitor)
 
+    def _take(self) -> None:
+        """Hold the directory, or the file, so that nobody else writes there."""
+        if jax.process_index() != 0:  # of several processes the first holds it for all
+            return
+        place = self.path.parent if self._file else self.path
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"`directory` {place} cannot be made: {error.strerror}") from error
+        name = f".{self.path.name}.lock" if self._file else LOCK
+        self._lock = RunLock(place, name, stays=False, what=f"ModelCheckpoint: `directory` {self.path}")
+
+    def on_validation_end(self, ctx: LoopContext) -> None:
+        """Save, if this is a validation inside an epoch and that is due."""
+        if self.every == 1 and self._watched.column in ctx.validated:
+            self._look(ctx)
+
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Save, if that is due."""
-        if ctx.epoch % self.every:
-            return
+        if ctx.epoch % self.every == 0:
+            self._look(ctx)
+
+    def _look(self, ctx: LoopContext) -> None:
         if self._ranks or self.monitor in ctx.logs:
             value, direction = self._watched.read(ctx), self._watched.direction
-            if best_of({"old": self.best, "new": value}, direction) == "new":
+            better = best_of({"old": self.best, "new": value}, direction) == "new"
+            if better and has_finite_params(ctx.state):
                 self.best = value
             elif self._best_only:
                 return
         if self._file:
-            save_params(self.path, ctx.state.params)
+            if self._ranks or not self.path.exists() or has_finite_params(ctx.state):
+                save_params(self.path, ctx.state.params)
             return
         assert self._checkpoints is not None, "on_fit_begin was not called"
-        logs = {name: x for name, x in ctx.logs.items() if isinstance(x, int | float)}
+        logs = {n: x for n, x in ctx.logs.items() if isinstance(x, int | float) and not isinstance(x, bool)}
         extra = {"epoch": ctx.epoch, "logs": logs}
         self._own.add(ctx.step)
         self._checkpoints.save(ctx.state, step=ctx.step, metrics=logs, extra=extra, overwrite=True)
@@ -137,9 +169,18 @@ class ModelCheckpoint:
         self.close()
 
     def close(self) -> None:
-        """Wait until the last version is on disk."""
-        if self._checkpoints is not None:
-            self._checkpoints.close()
+        """Wait until the last version is on disk, and let go of the place."""
+        try:
+            if self._checkpoints is not None:
+                self._checkpoints.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def watches(self) -> dict[str, Any]:
+        """The place, the column and which of its values are better, by which a resumed run knows its state again."""
+        return {"directory": str(self.path), **self._watched.watches()}
 
     def state(self) -> dict[str, Any]:
         """The best so far."""

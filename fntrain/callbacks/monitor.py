@@ -1,6 +1,7 @@
 """The watched column, and which of its values are better: what several callbacks share."""
 
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,10 @@ class Monitor:
             known = [name for name, x in ctx.logs.items() if _is_number(x)]
             raise self._missing([name for name in known if name not in ("epoch", "step")])
         return float(value)  # type: ignore[arg-type]
+
+    def watches(self) -> dict[str, Any]:
+        """What it is, once a run has begun: what is remembered of one column says nothing of another."""
+        return {"monitor": self.column, "mode": self.direction}
 
     def _missing(self, known: list[str]) -> ConfigError:
         hint = check.did_you_mean(self.column, known)

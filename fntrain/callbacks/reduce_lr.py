@@ -17,6 +17,9 @@ from .rate_nodes import nodes
 class ReduceLROnPlateau:
     r"""Multiply the learning rate by `factor` when a column has not improved for `patience` epochs in a row.
 
+    Where validations fall inside epochs (`validation_every`), a column of theirs is looked at in each of them, and
+    patience and cooldown count validations.
+
     .. math:: \eta \leftarrow \max(f\, \eta,\ \eta_{\min})
 
     The compiled step stays as it is: what changes is a number in the optimizer's state. A schedule goes on
@@ -72,6 +75,7 @@ class ReduceLROnPlateau:
         self.monitor: str = monitor
         self.factor: float = float(factor)
         self.min_lr: float = float(min_lr)
+        self._bases: list[tuple[int, float]] = []  # of each rate: when it was last reduced, and from what
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start anew."""
@@ -79,26 +83,48 @@ class ReduceLROnPlateau:
         self._watched.begin(ctx)
         self._rule = self._rule_for(mode=self._watched.direction)
         self._checks = self._rule.init()
+        self._bases = []
+
+    def on_validation_end(self, ctx: LoopContext) -> None:
+        """Check, if this is a validation inside an epoch."""
+        if self._watched.column in ctx.validated:
+            self._check(ctx)
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Check."""
+        self._check(ctx)
+
+    def _check(self, ctx: LoopContext) -> None:
         before = self._checks.scale
         self._checks, scale = self._rule.update(self._checks, self._watched.read(ctx))
         if scale < before:
-            opt_state = replace_nodes(ctx.state.opt_state, ScaleByLearningRateState, self._reduced)
+            known, self._bases = iter(self._bases), []
+
+            def reduced(node: ScaleByLearningRateState) -> ScaleByLearningRateState:
+                return self._reduced(node, next(known, (-1, 0.0)))
+
+            opt_state = replace_nodes(ctx.state.opt_state, ScaleByLearningRateState, reduced)
             ctx.state = ctx.state.replace(opt_state=opt_state)
 
-    def _reduced(self, node: ScaleByLearningRateState) -> ScaleByLearningRateState:
-        rate, multiplier = map(float, jax.device_get((node.learning_rate, node.multiplier)))
-        factor = self.factor
-        if self.min_lr > 0:
-            factor = max(factor, min(1.0, self.min_lr / rate)) if rate > 0 else 1.0
-        return node._replace(multiplier=placed_like(multiplier * factor, node.multiplier))
+    def _reduced(self, node: ScaleByLearningRateState, known: tuple[int, float]) -> ScaleByLearningRateState:
+        count, rate, multiplier = (x.item() for x in jax.device_get(tuple(node)))
+        # The rate in the state is that of the last update, and knows nothing of a reduction since.
+        base = known[1] if count == known[0] else rate / multiplier if multiplier > 0 else 0.0
+        self._bases.append((count, base))
+        floor = min(multiplier, self.min_lr / base) if base > 0 else multiplier
+        lower = multiplier * self.factor if self.min_lr == 0 else max(multiplier * self.factor, floor)
+        return node._replace(multiplier=placed_like(lower, node.multiplier))
+
+    def watches(self) -> dict[str, Any]:
+        """The column and which of its values are better, by which a resumed run knows its state again."""
+        return self._watched.watches()
 
     def state(self) -> dict[str, Any]:
-        """Best, count and cooldown; the rate itself is in the optimizer's state."""
-        return self._checks._asdict()
+        """Best, count and cooldown, and the rates to reduce; the multiplier itself is in the optimizer's state."""
+        return {"checks": self._checks._asdict(), "bases": self._bases}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on with them."""
-        self._checks = PlateauState(**state)
+        # The first version saved the checks alone.
+        self._checks = PlateauState(**state.get("checks", state))
+        self._bases = [(int(count), float(base)) for count, base in state.get("bases", ())]

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._core.errors import ConfigError
 from ..run.context import LoopContext
+from ..step.task import COLUMNS
 
 
 class TensorBoardLogger:
@@ -53,7 +54,7 @@ class TensorBoardLogger:
         self._writer = SummaryWriter(
             str(self.directory),
             # The row of an epoch that ended here was written by the run before, unless it is still to end.
-            purge_step=ctx.step + (ctx.epoch_step == 0),
+            purge_step=ctx.step + (ctx.epoch_step == 0 or ctx.history.last.get("step") == ctx.step),
             filename_suffix=f".{os.getpid()}.{next(self._numbers)}",
         )
 
@@ -62,6 +63,11 @@ class TensorBoardLogger:
         if self._writer is None:
             return
         self._write(ctx.logs, "running/", ctx.logs.get("step", ctx.step))
+
+    def on_validation_end(self, ctx: LoopContext) -> None:
+        """Write what a validation inside an epoch measured."""
+        if self._writer is not None:
+            self._write({name: ctx.logs[name] for name in ctx.logs if name in ctx.validated}, "", ctx.step)
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Write the epoch's row."""
@@ -97,5 +103,5 @@ class TensorBoardLogger:
         for name, value in logs.items():
             if isinstance(value, Mapping):
                 self._write(value, f"{prefix}{name}/", step)
-            elif name not in ("epoch", "step") and isinstance(value, int | float | np.number):
+            elif name not in COLUMNS and isinstance(value, int | float | np.number):
                 self._writer.add_scalar(f"{prefix}{name}", float(value), step)

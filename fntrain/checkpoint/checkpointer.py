@@ -84,6 +84,7 @@ class Checkpointer:
         self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[Any] | None = None
         self._clean = False
+        self._said = ""  # which emptied steps were warned of
         if self.directory.exists() and not self.directory.is_dir():
             raise CheckpointError(
                 f"`directory` is not a directory, so no Orbax checkpoint: {self.directory}; no file is ever unpickled"
@@ -224,6 +225,11 @@ class Checkpointer:
         self.wait()
         return sorted(self._shelf.index())
 
+    def emptied(self) -> list[int]:
+        """The steps of which only directories are left: somebody has deleted their files."""
+        self.wait()
+        return self._shelf.emptied()
+
     @property
     def latest_step(self) -> int | None:
         """The highest step saved; None if there is none."""
@@ -231,9 +237,12 @@ class Checkpointer:
 
     @property
     def best_step(self) -> int | None:
-        """The best step by `keep.best`; None if no step has a finite value for it."""
+        """The best step by `keep.best`; None if no step has a finite value for it, and finite parameters."""
         self.wait()
-        return self.keep.best_step(self._shelf.all_metrics())
+        spoilt = self._shelf.spoilt()
+        return self.keep.best_step(
+            {step: row for step, row in self._shelf.all_metrics().items() if step not in spoilt}
+        )
 
     def failed(self, wait: bool = False) -> bool:
         """Whether the save in the background has failed, which the next call raises; False while it still runs.
@@ -305,6 +314,7 @@ class Checkpointer:
         host = {path: parts.whole_or_split(x) for path, x in arrays.items()}
         split = parts.digests({path: x for path, x in host.items() if parts.is_split(x)}, crc_of)
         body["arrays"] = {path: info_of(path, x, arrays[path], split.get(path)) for path, x in host.items()}
+        body["finite"] = sharding.largest(not parts.are_finite(_params(host))) == 0
         version = sharding.largest(self._shelf.next_version(step) if first else 0)
         self._commit(step, host, body, version)
         if first:
@@ -316,6 +326,7 @@ class Checkpointer:
     ) -> None:
         """In the background: commit one step, then delete what `keep` lets go."""
         body["arrays"] = {path: info_of(path, x, arrays[path]) for path, x in host.items()}
+        body["finite"] = parts.are_finite(_params(host))
         self._commit(step, host, body)
         self._let_go(step)
 
@@ -338,7 +349,7 @@ class Checkpointer:
         """Delete what `keep` does not keep, now that this step is saved."""
         try:
             index = self._shelf.index()
-            kept = self.keep.kept(self._shelf.all_metrics()) | {step}
+            kept = self.keep.kept(self._shelf.all_metrics(), self._shelf.spoilt()) | {step}
             for other, _, old in list(self._shelf.names()):
                 stays = other not in index or (old == index[other] and other in kept)
                 if not stays and (self.directory / old / META).exists():  # what is not ours, we do not delete
@@ -360,6 +371,11 @@ class Checkpointer:
         elif step is not None:
             check.integer("step", step)
         index = self._shelf.index()
+        emptied = ", ".join(map(str, self._shelf.emptied()))
+        if not index and emptied:
+            raise CheckpointCorruptError(
+                f"no checkpoint in {self.directory}: the files of step {emptied} are gone, and the directories are not"
+            )
         if not index:
             raise CheckpointError(f"no checkpoint in {self.directory}{self._shelf.others()}")
         if step == "best":
@@ -369,8 +385,17 @@ class Checkpointer:
         if step is not None:
             if step not in index:
                 there = ", ".join(map(str, sorted(index)))
-                raise CheckpointError(f"no step {step} in {self.directory}; there are {there}")
+                gone = f"; the files of {emptied} are gone" if emptied else ""
+                raise CheckpointError(f"no step {step} in {self.directory}; there are {there}{gone}")
             return step, *self._read(index[step], part)
+        if emptied and emptied != self._said:
+            self._said = emptied
+            warnings.warn(
+                f"passing over checkpoints in {self.directory}: the files of step {emptied} are gone, and their "
+                f"directories are not",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         damage = []
         for newest in sorted(index, reverse=True):
             name = index[newest]
@@ -407,6 +432,10 @@ def _step_of(state: PyTree) -> int:
     if step is None or np.ndim(step) != 0:
         raise ConfigError("`step` must be given: the state has no integer `.step`")
     return int(step)
+
+
+def _params(arrays: Mapping[str, Any]) -> list[Any]:
+    return [x for path, x in arrays.items() if is_in(path, "state/params")]
 
 
 def _finish_at_exit(checkpointer: Checkpointer) -> None:

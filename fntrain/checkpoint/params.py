@@ -4,6 +4,7 @@ import contextlib
 import os
 from typing import Literal
 
+from .._core import check
 from .._core.errors import (
     CheckpointError,
 )
@@ -18,7 +19,7 @@ def restore_params(directory: str | os.PathLike[str], step: int | Literal["best"
     """The saved parameters alone, for inference: nothing of the training code is needed.
 
     Args:
-      directory: a `Checkpointer`'s directory.
+      directory: a `Checkpointer`'s directory, or a run's, whose `checkpoints` they are in.
       step: a step's number, `"best"` as ranked by the `Keep` it was saved with, or None for the newest
         intact one.
 
@@ -30,7 +31,11 @@ def restore_params(directory: str | os.PathLike[str], step: int | Literal["best"
       CheckpointCorruptError: if the step, or with None every step, is damaged.
       CheckpointError: if there is no such step, or its state has no `params`.
     """
-    with Checkpointer(directory) as checkpoints:
+    path = check.path("directory", directory)
+    # A run directory holds no steps itself.
+    if (path / "checkpoints").is_dir() and Checkpointer(path).latest_step is None:
+        path = path / "checkpoints"
+    with Checkpointer(path) as checkpoints:
         if step == "best":
             checkpoints.keep = _keep_of_newest(checkpoints)
         _, body, arrays = checkpoints._load(step, "state/params", alone=True)

@@ -1,6 +1,6 @@
 """Arrays that several processes save together: each writes and digests its own parts of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +52,16 @@ def digests(
     return {
         path: [([list(pair) for pair in part], int(next(known))) for part in parts[path]] for path in arrays
     }
+
+
+def are_finite(arrays: Iterable[Any]) -> bool:
+    """Whether all numbers are, of split arrays those that this process has."""
+    for x in arrays:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            here = [np.asarray(shard.data) for shard in x.addressable_shards] if is_split(x) else [x]
+            if not all(np.isfinite(part).all() for part in here):
+                return False
+    return True
 
 
 def _parts(x: jax.Array) -> list[tuple[tuple[int, int], ...]]:

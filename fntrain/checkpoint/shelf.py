@@ -30,11 +30,14 @@ class Shelf:
     def __init__(self, directory: Path):
         self.directory = directory
         self.bad: set[str] = set()
-        self._known: dict[str, dict[str, Any]] = {}  # what each is ranked by
+        self._known: dict[
+            str, tuple[dict[str, Any], bool]
+        ] = {}  # what each is ranked by, and whether it may be
 
     def know(self, name: str, document: dict[str, Any]) -> None:
         """Remember what a step that has just been written is ranked by."""
-        self._known[name] = unpack(document["metrics"], {}, {})
+        # The first version did not look whether the parameters are finite.
+        self._known[name] = unpack(document["metrics"], {}, {}), document.get("finite", True)
 
     def names(self) -> Iterator[tuple[int, int, str]]:
         """(step, version, name) of every finished step, damaged ones too."""
@@ -49,6 +52,14 @@ class Shelf:
                 if (path / META).exists() or (path / "_CHECKPOINT_METADATA").exists():
                     yield int(match[1]), int(match[2] or 1), entry.name
 
+    def emptied(self) -> list[int]:
+        """The steps whose directories are there, as we make them, and their files are not."""
+        found = {step for step, _, _ in self.names()}
+        entries = self.directory.iterdir() if self.directory.is_dir() else ()
+        ours = [path for path in entries if not path.is_symlink() and (path / META.parent).is_dir()]
+        there = [match for path in ours if (match := _STEP.fullmatch(path.name))]
+        return sorted({int(match[1]) for match in there} - found)
+
     def index(self) -> dict[int, str]:
         """The name of each step that is believed: its last version."""
         return {step: name for step, _, name in sorted(self.names()) if name not in self.bad}
@@ -61,16 +72,19 @@ class Shelf:
 
     def all_metrics(self) -> dict[int, dict[str, Any]]:
         """What each step is ranked by."""
-        return {step: self.metrics_of(name) for step, name in self.index().items()}
+        return {step: self._of(name)[0] for step, name in self.index().items()}
 
-    def metrics_of(self, name: str) -> dict[str, Any]:
-        """What one is ranked by; nothing, if it cannot be read."""
+    def spoilt(self) -> set[int]:
+        """The steps whose parameters are not finite."""
+        return {step for step, name in self.index().items() if not self._of(name)[1]}
+
+    def _of(self, name: str) -> tuple[dict[str, Any], bool]:
+        """What one is ranked by, and whether its parameters are finite; nothing, if it cannot be read."""
         if name not in self._known:
             try:
-                body = self.read_document(name)
+                self.know(name, self.read_document(name))
             except CheckpointError:
-                return {}  # never the best; restoring it says why
-            self._known[name] = unpack(body["metrics"], {}, {})
+                return {}, True  # never the best; restoring it says why
         return self._known[name]
 
     def next_version(self, step: int) -> int:

@@ -46,11 +46,15 @@ class LoopContext:
       batch_size: rows of a batch.
       logs: values by name: running means of the epoch at `on_log`, whose `step` says where they were measured,
         the epoch's row at `on_epoch_end`. Entries added at `on_epoch_end` go into the history.
-      history: the rows of the epochs before.
+      validated: the columns that a validation inside an epoch has just measured, at its `on_validation_end`; empty
+        everywhere else, at an epoch's end too.
+      history: the rows so far.
       resumed: whether the run goes on from a checkpoint of its own.
       resumed_step: the step this process started at.
       run_dir: the run directory, or None.
       stop_reason: why the run will stop after this event, or None.
+      diverged: at `on_fit_end`, whether the run came to nothing: no loss of it was finite, or the last one was not,
+        and neither are the parameters.
       rollback_reason: why the run goes back to its last good checkpoint after this event, or None.
       bad_steps: whether a callback has found the run's steps bad, so that the first is worth keeping.
       save_requested: whether a callback has asked for a checkpoint.
@@ -71,11 +75,13 @@ class LoopContext:
     epoch_step: int = 0
     batch_size: int = 1
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    validated: frozenset[str] = frozenset()
     history: History = dataclasses.field(default_factory=History)
     resumed: bool = False
     resumed_step: int = 0
     run_dir: Any = None
     stop_reason: str | None = None
+    diverged: bool = False
     rollback_reason: str | None = None
     bad_steps: bool = False
     save_requested: bool = False
@@ -131,12 +137,13 @@ class LoopContext:
         return known
 
     def best_score(self, monitor: str = "val_loss", mode: Mode = "auto") -> float | None:
-        """The best finite value of a column over the epochs so far, this one's row included; None if none is.
+        """The best finite value of a column over the rows so far, this one included; None if none is.
 
         Raises:
           ConfigError: as `direction`.
         """
-        rows = self.history.rows() + ([self.logs] if self.logs.get("epoch") == self.epoch else [])
-        values = {i: row.get(monitor) for i, row in enumerate(rows)}
-        best = best_of(values, self.direction(monitor, mode))
+        better = self.direction(monitor, mode)
+        now = self.logs.get(monitor) if self.logs.get("epoch") == self.epoch else None
+        values = {"before": self.history.best(monitor, better), "now": now}
+        best = best_of(values, better)
         return None if best is None else values[best]

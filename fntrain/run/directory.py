@@ -1,7 +1,9 @@
 """A run directory: what a run is (`config.json`), what it measured (`metrics.*`), and its checkpoints."""
 
 import json
+import logging
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from .. import sharding, tree
 from .._core import check
-from .._core.errors import CheckpointError, ConfigError
+from .._core.errors import CheckpointCorruptError, CheckpointError, ConfigError, RunMismatchError
 from .._core.files import write_text
 from .._core.typing import PyTree
 from ..checkpoint.checkpointer import Checkpointer
@@ -20,10 +22,12 @@ from ..checkpoint.pack import check_state
 from ..data.position import Position
 from ..step.reports import StepMetrics
 from ..step.state import TrainState
-from .history import History
-from .identity import check_identity
+from .history import UNFINISHED, History
+from .identity import check_identity, check_versions, versions
 from .lock import RunLock
 from .writers import CSVWriter, JSONLWriter
+
+_LOG = logging.getLogger("fntrain")
 
 
 class RunDirectory:
@@ -35,6 +39,8 @@ class RunDirectory:
       config: more for `config.json`, for people to read.
       resume: whether to go on with what is there; `"must"` if there has to be something.
       task: the task in words, for `config.json`.
+      override: what may differ from the run that is resumed, of `identity.OVERRIDES`; what does is noted in
+        `config.json`, under `overridden`.
 
     Raises:
       ConfigError: if `directory` is no path or a file, or is in use and `resume` is False.
@@ -52,6 +58,7 @@ class RunDirectory:
         config: dict[str, Any],
         resume: bool | Literal["must"],
         task: dict[str, Any] | None = None,
+        override: Collection[str] = (),
     ):
         check.one_of("resume", resume, (False, True, "must"))
         self.path: Path = check.path("run_dir", directory)
@@ -61,6 +68,8 @@ class RunDirectory:
             raise self._nothing()
         self.identity: dict[str, Any] = identity
         self._task = task or {}
+        self.override: tuple[str, ...] = tuple(override)
+        self._changes: list[str] = []
         self.extra: dict[str, Any] | None = None
         self._retried = False
         try:
@@ -69,13 +78,23 @@ class RunDirectory:
             raise CheckpointError(f"`run_dir` {self.path} cannot be made: {error.strerror}") from error
         # Of several processes the first holds it for all.
         self._lock = RunLock(self.path) if jax.process_index() == 0 else None
+        self._steps_lock: RunLock | None = None
         try:
             self._open(config, resume)
+            self._lock_steps()
         except BaseException:
             self._unlock()
             raise
 
+    def _lock_steps(self) -> None:
+        """Hold `checkpoints/` too, which is locked like any other directory that somebody saves steps in."""
+        if self._lock is not None:
+            self.checkpointer.directory.mkdir(exist_ok=True)
+            self._steps_lock = RunLock(self.checkpointer.directory, stays=False)
+
     def _unlock(self) -> None:
+        if self._steps_lock is not None:
+            self._steps_lock.release()
         if self._lock is not None:
             self._lock.release()
 
@@ -88,31 +107,53 @@ class RunDirectory:
             )
         if resume and self.checkpointer.latest_step is not None:
             self.extra = self.checkpointer.extra()
-            self._check_identity(self.extra["identity"])
+            self._check_identity(self.extra["identity"], Position(*self.extra["position"]))
+            self._changes += check_versions(self.extra.get("versions", {}), self.path, self.override)
             if self._lock is not None:
                 self.checkpointer.clear()  # a run with nothing left to do saves, and so clears, nothing
+        elif resume and self.checkpointer.emptied():
+            raise CheckpointCorruptError(
+                f"`resume`: the files of all checkpoints in {self.checkpointer.directory} are gone (steps "
+                f"{', '.join(map(str, self.checkpointer.emptied()))}), and the directories are not: put them back, or "
+                f"choose another `run_dir` to start anew"
+            )
         elif resume == "must":
             raise self._nothing()
         elif "identity" in document and rows.exists() and rows.stat().st_size:
-            self._check_identity(document["identity"])  # starting anew drops its rows
+            self._check_identity(document["identity"], Position(0, 0))
+            _LOG.warning(
+                "`resume`: the run in %s has rows of metrics and no checkpoint: it starts anew, and they are dropped",
+                self.path,
+            )
         sharding.meet()  # of several processes all have looked before the first one writes
         # What others have added there (a program's own options) stays.
         task = {"task": self._task} if self._task else {}
-        self.config: dict[str, Any] = {**document, **config, **task, "identity": self.identity}
-        self.note()
-        done = len(self.extra["history"]) if self.extra else 0
+        self.config: dict[str, Any] = {
+            **document,
+            **config,
+            **task,
+            "identity": self.identity,
+        }
+        self.note_changes(self._changes)
+        done = History(self.extra["history"] if self.extra else [])
         self.writers: list[Any] = (
             [JSONLWriter(rows), CSVWriter(self.path / "metrics.csv")] if self._lock else []
         )
         for writer in self.writers:
             # A run that was killed may have written rows that its last checkpoint knows nothing of.
-            writer.truncate(after_epoch=done)
+            writer.truncate(after_epoch=done.epochs, steps=done.inside(done.epochs + 1))
 
     def note(self, **more: Any) -> None:
         """Write more about the run into `config.json`."""
         self.config.update(more)
         if self._lock is not None:
             write_text(self.path / "config.json", json.dumps(self.config, indent=2, default=str) + "\n")
+
+    def note_changes(self, changes: list[str]) -> None:
+        """Write down what is not as it was before the resume."""
+        known = self.config.get("overridden", [])
+        step = self.checkpointer.latest_step if self.extra else 0
+        self.note(**({"overridden": [*known, {"step": step, "changes": changes}]} if changes else {}))
 
     def _nothing(self) -> CheckpointError:
         return CheckpointError(f'`resume="must"`: there is no checkpoint in {self.path}')
@@ -124,8 +165,16 @@ class RunDirectory:
         except ValueError:  # torn by a crash; it is written anew
             return {}
 
-    def _check_identity(self, saved: dict[str, Any]) -> None:
-        check_identity(saved, self.identity, self._task, self.path)
+    def _check_identity(self, saved: dict[str, Any], position: Position) -> None:
+        parts = check_identity(saved, self.identity, self._task, self.path, self.override)
+        order = [part for part in ("data", "batch_size", "seed") if part in parts]
+        if order and position.index > 0:
+            raise RunMismatchError(
+                f"`override`: another `{order[0]}` would give the rest of an epoch other batches, and the run in "
+                f"{self.path} was saved inside epoch {position.epoch + 1}, behind its batch {position.index}: first go "
+                f"on without it to that epoch's end, by `epochs={position.epoch + 1}`, and from there with it"
+            )
+        self._changes += [line for lines in parts.values() for line in lines]
 
     def check(self, state: PyTree) -> None:
         """Check that the state can be saved, before the first step.
@@ -141,18 +190,20 @@ class RunDirectory:
         """The saved run, in the types and on the devices of the state and metrics given."""
         assert self.extra is not None
         state = self.checkpointer.restore(state)
-        saved = self.extra["accumulators"]
-        if set(tree.paths(metrics)) != set(saved):
-            raise CheckpointError(
-                f"the metrics saved in {self.path} are {tree.some(list(saved))}, this task's are "
-                f"{tree.some(tree.paths(metrics))}"
-            )
-        leaves = [sharding.put_like(saved[path], x) for path, x in tree.items(metrics)]
-        metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
+        saved, position = self.extra["accumulators"], Position(*self.extra["position"])
+        if position.index > 0:  # an epoch begins with none
+            if set(tree.paths(metrics)) != set(saved):
+                raise CheckpointError(
+                    f"the metrics saved in {self.path}, inside epoch {position.epoch + 1}, are "
+                    f"{tree.some(list(saved))}, this task's are {tree.some(tree.paths(metrics))}: first go on as the "
+                    f"run was to that epoch's end, by `epochs={position.epoch + 1}`"
+                )
+            leaves = [sharding.put_like(saved[path], x) for path, x in tree.items(metrics)]
+            metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
         return (
             state,
             metrics,
-            Position(*self.extra["position"]),
+            position,
             History([_thawed(row) for row in self.extra["history"]]),
         )
 
@@ -186,6 +237,7 @@ class RunDirectory:
         rows = [_frozen(row) for row in history.rows()]
         extra = {
             "identity": self.identity,
+            "versions": versions(),
             "position": list(position),
             "history": rows,
             "accumulators": dict(tree.items(metrics)),
@@ -193,7 +245,8 @@ class RunDirectory:
             "data_state": data_state,
             "steps_per_call": self.config.get("steps_per_call"),
         }
-        latest = {k: v for k, v in rows[-1].items() if isinstance(v, int | float)} if rows else {}
+        last = rows[-1] if rows else {}
+        latest = {k: v for k, v in last.items() if isinstance(v, int | float) and k != UNFINISHED}
         self.checkpointer.save(state, step=step, metrics=latest, extra=extra, overwrite=True)
 
     def failed(self, wait: bool = False) -> bool:

@@ -22,7 +22,6 @@ def fetched(values: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(values, sharding.to_host(list(values.values()))))
 
 
-@check.no_more_than(3, "`data` is one argument, columns and all: `evaluate(task, state, (x, y))`")
 def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) -> dict[str, Any]:
     """The task's metrics over a whole data set, each example counted once.
 
@@ -49,7 +48,6 @@ def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) 
     return plain(fetched(compute_metrics(task, feed_lib.evaluated(feed, state))))
 
 
-@check.no_more_than(3, "`data` is one argument, columns and all: `steps(task, state, (x, y))`")
 def steps(
     task: Task, state: TrainState, data: Any, *, batch_size: int = 32, shuffle: bool = True, seed: int = 0
 ) -> Iterator[tuple[TrainState, Packed]]:
@@ -84,7 +82,6 @@ def steps(
         yield state, metrics
 
 
-@check.no_more_than(4, "`data` is one argument, columns and all: `run_epoch(task, state, (x, y))`")
 def run_epoch(
     task: Task,
     state: TrainState,

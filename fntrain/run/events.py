@@ -1,6 +1,7 @@
 """The events of a run: what `fit` calls, and when."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,6 +33,9 @@ class CallbackList:
     A callback whose state has to survive a resume has two more methods, `state() -> dict` of numbers, text and
     arrays, and `restore(state)`, which is called after `on_fit_begin`. At `on_fit_begin` a callback starts
     anew, so that one instance may serve several runs, one after another. `close()` is called if a run fails.
+    What such a state is of, a third method says, `watches() -> dict` of text and numbers: a column, a directory. A
+    resumed run finds the state of a callback by its class and by that; of a callback that watches something else
+    now, the state is left, with a warning, and it starts anew.
 
     Methods in Keras's form do as well: `on_epoch_begin` and `on_epoch_end` whose first parameter is `epoch` get the
     epoch, counted from 0 as there, and the logs; `on_train_begin` and `on_train_end` get the logs.
@@ -122,24 +126,51 @@ class CallbackList:
             ctx.last_batch, ctx.histograms = None, {}
 
     def state(self) -> list[dict[str, Any]]:
-        """The state of each callback that has one, with its name."""
-        return [{"callback": _name(c), "state": c.state()} for c in self.callbacks if _has_state(c)]
+        """The state of each callback that has one, with its name and what it watches."""
+        return [
+            {"callback": _name(c), "watches": _watches(c), "state": c.state()}
+            for c in self.callbacks
+            if _has_state(c)
+        ]
 
-    def restore(self, saved: list[dict[str, Any]]) -> None:
-        """Give each callback the state it had.
+    def restore(self, saved: list[dict[str, Any]], others: bool = False) -> list[str]:
+        """Give each callback the state it had: that of its class and of what it watches.
+
+        One that watches another thing now starts anew, and a warning says so.
+
+        Args:
+          saved: what `state` returned.
+          others: whether there may be other callbacks than those that `saved` is of; they start anew.
+
+        Returns:
+          What is not as it was, a line each.
 
         Raises:
-          ConfigError: if these are other callbacks than those that `saved` is of.
+          ConfigError: if there are others, and they may not be.
         """
         mine = [callback for callback in self.callbacks if _has_state(callback)]
-        names, given = [entry["callback"] for entry in saved], [_name(callback) for callback in mine]
-        if names != given:
+        left = list(saved)
+        anew = [callback for callback in mine if not _found(callback, left)]
+        changes: list[str] = []
+        for callback in list(anew):
+            before = next((entry for entry in left if entry["callback"] == _name(callback)), None)
+            if before is not None:
+                left.remove(before)
+                anew.remove(callback)
+                now = _text(_name(callback), _watches(callback))
+                changes.append(f"{now} starts anew: before the resume it was {_text_of(before)}")
+        if (anew or left) and not others:
+            was = ", ".join(entry["callback"] for entry in saved) or "none"
+            now = ", ".join(map(_name, mine)) or "none"
             raise ConfigError(
-                f"`callbacks` with a state must be those the run was saved with: saved "
-                f"{', '.join(names) or 'none'}; now {', '.join(given) or 'none'}. Give the same ones, in that order"
+                f"`callbacks` with a state must be those the run was saved with: saved {was}; now {now}. Give the same "
+                f'ones, or go on all the same with `fit(..., override=("callbacks",))`, where those that are new start '
+                f"anew"
             )
-        for callback, entry in zip(mine, saved):
-            callback.restore(entry["state"])
+        for change in changes:
+            warnings.warn(f"`callbacks`: {change}", RuntimeWarning, stacklevel=4)
+        changes += [f"{_text(_name(c), _watches(c))} is new" for c in anew]
+        return changes + [f"{_text_of(entry)} is gone" for entry in left]
 
     def close(self, error: BaseException | None = None) -> None:
         """Let go of what callbacks hold (a live display, a file), each of them, after an error.
@@ -227,6 +258,32 @@ def _with_logs(callback: Any, name: str) -> Callable[[LoopContext], None]:
 
 def _has_state(callback: Any) -> bool:
     return callable(getattr(callback, "state", None)) and callable(getattr(callback, "restore", None))
+
+
+def _watches(callback: Any) -> dict[str, Any]:
+    """What a callback's state is of; nothing, if it does not say."""
+    watches = getattr(callback, "watches", None)
+    return dict(watches()) if callable(watches) else {}  # type: ignore[arg-type]
+
+
+def _found(callback: Any, left: list[dict[str, Any]]) -> bool:
+    """Restore a callback from the first entry that is its own, and take that out; False if there is none."""
+    name, watched = _name(callback), _watches(callback)
+    for entry in left:
+        # The first version did not save what a state is of.
+        if entry["callback"] == name and entry.get("watches", watched) == watched:
+            left.remove(entry)
+            callback.restore(entry["state"])
+            return True
+    return False
+
+
+def _text(name: str, watches: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in watches.items())})" if watches else name
+
+
+def _text_of(entry: dict[str, Any]) -> str:
+    return _text(entry["callback"], entry.get("watches", {}))
 
 
 def _name(callback: Any) -> str:

@@ -3,10 +3,9 @@
 import dataclasses
 import signal
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
-from .._core import check
 from ..step import checks, programs
 from ..step.provenance import BadStep
 from ..step.state import TrainState, check_state
@@ -34,6 +33,9 @@ class FitResult(tuple[TrainState, History]):
       checkpoints: the steps that are on disk in `run_dir`, all of them whole.
       bad_step: the first step that was found to be not finite, or None.
       capsule: the directory that keeps that step for `tools.replay`, or None.
+      diverged: whether the run came to nothing: no loss of it was finite, or the last one was not, and neither are the
+        parameters. The `status` in the run directory's `config.json` says `"diverged"` then, and else `"done"`,
+        `"stopped"` or `"interrupted"`.
     """
 
     state: TrainState = dataclasses.field(repr=False)
@@ -46,6 +48,7 @@ class FitResult(tuple[TrainState, History]):
     checkpoints: list[int] = dataclasses.field(default_factory=list)
     bad_step: BadStep | None = None
     capsule: Any = None
+    diverged: bool = False
 
     def __new__(cls, state: TrainState, history: History, *_: Any, **__: Any) -> "FitResult":
         """The pair; the fields are set as any dataclass sets them."""
@@ -55,7 +58,6 @@ class FitResult(tuple[TrainState, History]):
         return self.state, self.history
 
 
-@check.no_more_than(3, "`data` is one argument, columns and all: `fit(task, state, (x, y))`")
 def fit(
     task: Task,
     state: TrainState,
@@ -72,6 +74,7 @@ def fit(
     run_dir: Any = None,
     checkpoint_every: int | None = None,
     resume: bool | Literal["must"] = False,
+    override: Collection[str] = (),
     steps_per_call: int | Literal["auto"] = "auto",
     log_every: int = 100,
     max_time: float | None = None,
@@ -105,6 +108,10 @@ def fit(
       checkpoint_every: steps between checkpoints; None saves at each epoch's end. The last step is always saved.
       resume: go on from the last checkpoint in `run_dir`, if there is one, as if the run had never stopped;
         `"must"`: it is an error if there is none.
+      override: what may be another than in the run that is resumed: `"loss_fn"`, `"tx"`, `"metrics"`,
+        `"microbatches"`, `"policy"`, `"axis_name"`, `"data"`, `"batch_size"`, `"seed"`, `"callbacks"`, `"versions"` (of
+        JAX and of this library, which are warned of otherwise). What is, `config.json` notes under `overridden`. Data,
+        batch size and seed may change between two epochs only, and the optimizer's state has to fit.
       steps_per_call: how many steps one dispatch runs (`train_steps`). `"auto"` takes several of array data where a
         step is short, as its program says it (operations, bytes, the kind of device); one, where a callback of your
         own has `on_step_end`, so that it is called for every step. An explicit K calls it once a dispatch. A
@@ -126,7 +133,7 @@ def fit(
 
     Raises:
       ConfigError: if arguments contradict each other, `run_dir` is in use, or a resume meets another task, data
-        set, batch size or seed.
+        set, batch size, seed or other callbacks, which `override` does not name.
       DataError: if data is empty, holds what is no array of numbers, or has not the form that the loss takes; batches
         differ in form or dtype, an iterable ends before the run does, or a scalar loss meets a padded tail.
       RunLockedError: if another process is training in `run_dir`.
@@ -155,6 +162,7 @@ def fit(
         run_dir=run_dir,
         checkpoint_every=checkpoint_every,
         resume=resume,
+        override=override,
         steps_per_call=steps_per_call,
         log_every=log_every,
         max_time=max_time,
@@ -188,6 +196,7 @@ def fit(
                 [] if run is None else run.checkpoints(),
                 loop.rescue.found,
                 loop.rescue.capsule,
+                loop.ctx.diverged,
             )
     if signals.received == signal.SIGTERM:
         raise SystemExit(143)

@@ -1,20 +1,27 @@
 """History: what a run measured, one row an epoch."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from .._core.errors import DataError
-from .._core.ranking import Direction
+from .._core.ranking import Direction, best_of
 from ..metrics import Metric
+
+UNFINISHED = "unfinished"
+"""The column of rows that were measured inside an epoch: True there, and no other row has it."""
 
 
 class History(Mapping[Any, Any]):
     """A mapping from column to list, one entry an epoch; epochs are counted from 1.
 
     Columns: `epoch`, `step`, `loss`, the task's metrics, `val_…` of each, what the transforms recorded. A value
-    that an epoch has not is None.
+    that a row has not is None.
+
+    A validation inside an epoch has a row of its own, with the means of the epoch up to its step, and so has an
+    epoch that a run was stopped in; such a row says `unfinished`.
 
     Attributes:
       metrics: the task's, by name, which know of their columns which values are better.
@@ -26,17 +33,49 @@ class History(Mapping[Any, Any]):
     """
 
     def __init__(self, rows: list[dict[str, Any]] | None = None, metrics: Mapping[str, Metric] | None = None):
-        self._rows = list(rows or [])
+        self._rows: list[dict[str, Any]] = []
+        self._columns: dict[str, None] = {}
+        self._epochs = 0
+        self._best: dict[tuple[str, Direction], tuple[int, Any]] = {}  # rows looked at, and the best of them
         self.metrics: dict[str, Metric] = dict(metrics or {})
+        for row in rows or []:
+            self.append(row)
 
     @property
     def epochs(self) -> int:
-        """How many there are."""
+        """How many have ended."""
+        return self._epochs
+
+    @property
+    def length(self) -> int:
+        """How many rows there are."""
         return len(self._rows)
 
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last row; empty if there is none."""
+        return dict(self._rows[-1]) if self._rows else {}
+
+    def inside(self, epoch: int) -> list[int]:
+        """The steps of an epoch's rows that were measured inside it."""
+        rows = itertools.takewhile(lambda row: row.get(UNFINISHED), reversed(self._rows))
+        return [row["step"] for row in rows if row["epoch"] == epoch]
+
     def append(self, row: dict[str, Any]) -> None:
-        """Add an epoch."""
+        """Add a row."""
         self._rows.append(dict(row))
+        self._columns.update(dict.fromkeys(row))
+        self._epochs += not row.get(UNFINISHED)
+
+    def best(self, column: str, direction: Direction) -> float | None:
+        """The best finite value of a column, whose rows are looked at once each; None if there is none."""
+        seen, best = self._best.get((column, direction), (0, None))
+        values: dict[int, Any] = {-1: best}
+        values.update({i: self._rows[i].get(column) for i in range(seen, len(self._rows))})
+        found = best_of(values, direction)
+        best = None if found is None else values[found]
+        self._best[column, direction] = len(self._rows), best
+        return best
 
     def direction(self, column: str) -> Direction | None:
         """`"min"` or `"max"`, whichever values of a column are better; None if that is not known."""
@@ -53,21 +92,20 @@ class History(Mapping[Any, Any]):
         return pandas.DataFrame(self._rows)
 
     def __getitem__(self, column: str) -> list[Any]:
-        if column not in self._columns():
-            raise KeyError(f"no column {column!r}; there are {list(self._columns())}")
+        if column not in self._columns:
+            raise KeyError(f"no column {column!r}; there are {list(self._columns)}")
         return [row.get(column) for row in self._rows]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._columns())
+        return iter(self._columns)
 
     def __len__(self) -> int:
-        return len(self._columns())
-
-    def _columns(self) -> dict[str, None]:
-        return {column: None for row in self._rows for column in row}
+        return len(self._columns)
 
     def __repr__(self) -> str:
-        return f"History({len(self._rows)} epochs, columns {list(self._columns())})"
+        inside = len(self._rows) - self._epochs
+        more = f" and {inside} row{'s' * (inside > 1)} inside epochs" if inside else ""
+        return f"History({self._epochs} epochs{more}, columns {list(self._columns)})"
 
 
 def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import json
 import platform
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 from .._core.errors import RunMismatchError
 from .._core.fingerprint import differences
+from ..checkpoint.store import version_of
 from ..step.task import Task
 
 
@@ -34,7 +36,29 @@ def in_words(task: Task) -> dict[str, Any]:
     }
 
 
-def check_identity(saved: dict[str, Any], now: dict[str, Any], task: dict[str, Any], where: Any) -> None:
+OVERRIDES = (
+    "loss_fn",
+    "tx",
+    "metrics",
+    "microbatches",
+    "policy",
+    "axis_name",
+    "data",
+    "batch_size",
+    "seed",
+    "callbacks",
+    "versions",
+)
+"""What may be said to differ on a resume."""
+
+
+def check_identity(
+    saved: dict[str, Any],
+    now: dict[str, Any],
+    task: dict[str, Any],
+    where: Any,
+    override: Collection[str] = (),
+) -> dict[str, list[str]]:
     """Refuse to go on with another run.
 
     Args:
@@ -42,9 +66,13 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], task: dict[str, A
       now: that of the call.
       task: the call's task in words, which the first version compared.
       where: the run directory.
+      override: the parts that may differ, of `OVERRIDES`.
+
+    Returns:
+      What differs and may, by part, a line each.
 
     Raises:
-      RunMismatchError: with the differences, a line each.
+      RunMismatchError: with the differences that may not be, a line each, and how to say that they may.
     """
     saved, now = dict(saved), dict(now)
     if "python" in now and "python" not in saved:  # the first version's: a task was its text
@@ -65,13 +93,51 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], task: dict[str, A
             stacklevel=4,
         )
         saved, now = _without_code(saved), _without_code(now)
-    lines = differences(saved, now)
+    if isinstance(
+        saved.get("task"), dict
+    ):  # what another version did not know of, and this call does not use
+        unused = {key: None for key, value in now["task"].items() if value is None}
+        saved["task"] = {**unused, **saved["task"]}
+    parts: dict[str, list[str]] = {}
+    for line in differences(saved, now):
+        parts.setdefault(_part(line), []).append(line)
+    lines = [line for part in parts if part not in override for line in parts[part]]
     if lines:
         more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+        names = ", ".join(f'"{part}"' for part in parts)
         raise RunMismatchError(
-            f"`resume`: the run in {where} is another one than this call describes:\n  "
+            f"`resume`: the run in {where} is another one than this call describes (go on all the same with "
+            f"`override=({names},)`, which the run notes, or choose another `run_dir`):\n  "
             + "\n  ".join([*lines[:10], *more])
         )
+    return parts
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a step's program computes."""
+    return {name: version_of(name) for name in ("fntrain", "jax", "jaxlib")}
+
+
+def check_versions(saved: dict[str, str], where: Any, override: Collection[str] = ()) -> list[str]:
+    """Warn of a run that was saved under other versions, unless they may differ; what differs, a line each."""
+    now = versions()
+    others = [name for name in now if saved.get(name) not in (None, now[name])]
+    lines = [f"{name} {saved[name]}, and this is {now[name]}" for name in others]
+    if lines and "versions" not in override:
+        warnings.warn(
+            f"the run in {where} was saved under {'; '.join(lines)}: a step may round otherwise, so "
+            f'that the run is not bit for bit what it would have been; `override=("versions",)` takes that, in silence',
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return lines
+
+
+def _part(line: str) -> str:
+    """The name in `OVERRIDES` of what a line of differences is about."""
+    first, *more = line.partition(":")[0].split(".")
+    inner = first == "task" or (first == "data" and more[:1] in (["batch_size"], ["seed"]))
+    return more[0] if inner and more else first
 
 
 def _without_code(x: Any) -> Any:

@@ -30,6 +30,9 @@ class RunLock:
 
     Args:
       directory: a directory that exists.
+      name: the file that is locked.
+      stays: whether the file stays after `release`; in a directory where only steps should stand, it does not.
+      what: what is locked, for messages; None is the directory.
 
     Raises:
       RunLockedError: if another process, or another run of this one, holds it; says which and since when.
@@ -48,9 +51,27 @@ class RunLock:
       >>> RunLock(directory).release()
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
-        self.path: Path = Path(directory, NAME)
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        name: str = NAME,
+        *,
+        stays: bool = True,
+        what: str | None = None,
+    ):
+        self.path: Path = Path(directory, name)
+        self.what: str = str(self.path.parent) if what is None else what
+        self.stays: bool = stays
         self._file: int | None = None
+        file = self._opened()
+        while not self._is_there(file):  # who held it before has just removed it: what is locked is nobody's
+            os.close(file)
+            file = self._opened()
+        self._file = file
+        _held.add(self)
+
+    def _opened(self) -> int:
+        """The file, locked and signed."""
         try:
             # A link in its place would have us write to whatever it points at.
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
@@ -62,8 +83,13 @@ class RunLock:
         except BaseException:
             os.close(file)
             raise
-        self._file = file
-        _held.add(self)
+        return file
+
+    def _is_there(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file), os.lstat(self.path))
+        except FileNotFoundError:
+            return False
 
     def _take(self, file: int) -> None:
         try:
@@ -71,10 +97,10 @@ class RunLock:
                 raise OSError(errno.ENOSYS, "no flock on this system")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunLockedError(f"{self.path.parent} is in use by {_holder(file)}") from None
+            raise RunLockedError(f"{self.what} is in use by {_holder(file)}") from None
         except OSError as error:
             warnings.warn(
-                f"{self.path.parent} cannot be locked ({error.strerror}): nothing keeps a second run out of it",
+                f"{self.what} cannot be locked ({error.strerror}): nothing keeps a second run out of it",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -93,6 +119,8 @@ class RunLock:
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk, say: the name of a past holder does no harm
                 os.ftruncate(self._file, 0)
+                if not self.stays:
+                    os.unlink(self.path)
             self._drop()
 
     def _drop(self) -> None:
@@ -119,7 +147,9 @@ def _holder(file: int) -> str:
     for _ in range(40):  # who has just taken it may not have signed yet
         try:
             who = json.loads(os.pread(file, 4096, 0))
-            return f"process {who['pid']} on {who['host']} since {who['since']}"
+            mine = who["pid"] == os.getpid() and who["host"] == platform.node()
+            more = ", which is this one: another run or callback of it" if mine else ""
+            return f"process {who['pid']} on {who['host']} since {who['since']}{more}"
         except (OSError, ValueError, KeyError, TypeError):
             time.sleep(0.025)
     return "another process"

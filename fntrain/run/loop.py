@@ -3,13 +3,17 @@
 A run: `on_fit_begin`; epochs; the last save; `on_fit_end`. An epoch: `on_epoch_begin`; its dispatches; validation;
 `on_validation_end`, `on_epoch_end`; its row into the history and the files; a save, if one is due. A dispatch: its
 steps, sent and not waited for; `on_step_end`; at a log boundary the values of the one before, `on_log`; a validation
-or a save inside the epoch, if one is due.
+inside the epoch, if one is due: `on_validation_end`, and its row into the history and the files; a save likewise.
+
+An epoch that the run is stopped in has no validation and no `on_epoch_end`, and a row in the history and the files
+that says so. A run that goes on from there drops that row, and has the epoch's own in the end.
 
 Nothing in it waits for the device but an epoch's end, a validation, a save, and, at a log boundary, values of a step
 that is finished already. Where the run stands on the host is in `ctx` alone.
 """
 
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -28,9 +32,9 @@ from .context import LoopContext
 from .directory import RunDirectory
 from .epoch import fetched
 from .events import CallbackList
-from .history import History, plain, plain_rows
+from .history import UNFINISHED, History, plain, plain_rows
 from .options import Options
-from .rescue import Rescue, gone_back
+from .rescue import Rescue, gone_back, has_finite_params
 from .signals import Signals
 
 
@@ -66,7 +70,8 @@ class Loop:
         try:
             self.callbacks.call("on_fit_begin", ctx)
             if self.run is not None and self.run.extra is not None:
-                self.callbacks.restore(self.run.extra.get("callbacks", []))
+                others = "callbacks" in self.options.override
+                self.run.note_changes(self.callbacks.restore(self.run.extra.get("callbacks", []), others))
             if self.run is not None and not ctx.resumed and self.callbacks.rolls_back:
                 self._save()  # so that there is something to go back to
             if ctx.resumed and self._done() and self.signals.received is None:
@@ -81,6 +86,10 @@ class Loop:
                 self._save()
             if ctx.bad_steps:
                 self.rescue.keep(ctx.state, ctx.step - 1)
+            self._note_unfinished()
+            ctx.diverged = self._has_diverged()
+            if self.run is not None:
+                self.run.note(status=self._status(interrupted))
             self.callbacks.call("on_fit_end", ctx)
         except BaseException as error:
             self.callbacks.close(error)
@@ -106,6 +115,21 @@ class Loop:
             ctx.stop(f"`max_time` of {self.options.max_time:g} s is over")
         return ctx.stop_reason is not None or self.signals.received is not None
 
+    def _has_diverged(self) -> bool:
+        history = self.ctx.history
+        last = history.last.get("loss")
+        if last is None or math.isfinite(last):
+            return False
+        return history.best("loss", "min") is None or not has_finite_params(self.ctx.state)
+
+    def _status(self, interrupted: bool) -> str:
+        """How the run ended, in a word."""
+        if self.ctx.diverged:
+            return "diverged"
+        if interrupted or self._interrupted():
+            return "interrupted"
+        return "done" if self.ctx.stop_reason is None else "stopped"
+
     def _interrupted(self) -> bool:
         return self.signals.received is not None
 
@@ -121,6 +145,10 @@ class Loop:
         self.callbacks.call("on_epoch_begin", ctx)
         if ctx.stop_reason is not None:
             return
+        if self._owes_validation():
+            self._validate()
+            if self._stopped():
+                return
         whole, before = True, ctx.step
         for piece in self._pieces():
             self._dispatch(piece)
@@ -145,6 +173,19 @@ class Loop:
                 f"ends for good; pass a list, a loader, or a function `epoch -> iterable`"
             )
         self._end_of_epoch(whole)
+
+    def _owes_validation(self) -> bool:
+        """Whether a run that was to end at this step, inside an epoch, goes on from where a validation was due."""
+        ctx, every = self.ctx, self.options.validation_every
+        begins = (
+            ctx.resumed and ctx.step == ctx.resumed_step and ctx.epoch_step not in (0, ctx.steps_per_epoch)
+        )
+        return (
+            begins
+            and every is not None
+            and ctx.step % every == 0
+            and ctx.history.last.get("step") != ctx.step
+        )
 
     def _pieces(self) -> Iterator[Piece]:
         """The epoch's pieces from the position on, made ahead if that was asked for."""
@@ -226,9 +267,31 @@ class Loop:
         metrics = feed_lib.evaluated(evaluation, ctx.state, self._interrupted)
         if self._interrupted():
             return
-        values = fetched(compute_metrics(ctx.task, metrics))
-        ctx.logs = {"epoch": ctx.epoch, "step": ctx.step, **plain(values, "val_")}
+        measured = plain(fetched(compute_metrics(ctx.task, metrics)), "val_")
+        ctx.logs, ctx.validated = {**self._row_inside(), **measured}, frozenset(measured)
         self.callbacks.call("on_validation_end", ctx)
+        ctx.validated = frozenset()
+        self._roll_back_if_due()
+        self._record()
+
+    def _row_inside(self) -> dict[str, Any]:
+        """A row of the epoch so far."""
+        ctx = self.ctx
+        values = plain(fetched(compute_metrics(ctx.task, self.metrics)))
+        return {"epoch": ctx.epoch, "step": ctx.step, UNFINISHED: True, **values}
+
+    def _record(self) -> None:
+        """The logs as a row of the history and of the files."""
+        self.ctx.history.append(self.ctx.logs)
+        if self.run is not None:
+            self.run.write(self.ctx.logs)
+
+    def _note_unfinished(self) -> None:
+        """If the run has stopped inside an epoch, a row that says so, which the last save before it does not know."""
+        ctx = self.ctx
+        if not self.over and ctx.epoch_step > 0 and ctx.history.last.get("step") != ctx.step:
+            ctx.logs = self._row_inside()
+            self._record()
 
     def _end_of_epoch(self, whole: bool) -> None:
         ctx = self.ctx
@@ -255,21 +318,19 @@ class Loop:
             self.callbacks.call("on_validation_end", ctx)
         self.callbacks.call("on_epoch_end", ctx)
         self._roll_back_if_due()
-        epochs = ctx.history.epochs  # what a checkpoint knows: whole epochs
-        ctx.history.append(ctx.logs)
-        if self.run is not None:
-            self.run.write(ctx.logs)
+        self._record()
         if whole:
-            self.over, self.resume_point, epochs = True, None, epochs + 1
+            self.over, self.resume_point = True, None
+        rows = ctx.history.length - (not whole)  # what a checkpoint knows: the end of whole epochs
         every = self.options.checkpoint_every
         due = every is None or ctx.step % every == 0 or ctx.save_requested
         if self.run is not None and (due or not whole or self.run.failed()):
-            self._save(epochs)
+            self._save(rows)
 
-    def _save(self, epochs: int | None = None) -> None:
-        """A checkpoint of the run, with so many epochs in its history; None is all there are."""
+    def _save(self, rows: int | None = None) -> None:
+        """A checkpoint of the run, with so many rows in its history; None is all there are."""
         ctx = self.ctx
-        done = History(ctx.history.rows()[:epochs])
+        done = History(ctx.history.rows()[:rows])
         state, callbacks = self.resume_point or (ctx.state, self.callbacks.state())
         accumulators = programs.opened(self.metrics)
         source = self.training.source

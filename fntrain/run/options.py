@@ -1,12 +1,13 @@
 """Options: what `fit` is asked for, looked at before anything runs."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from .._core import check
 from .._core.errors import ConfigError
 from .events import CallbackList
+from .identity import OVERRIDES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Options:
     run_dir: Any
     checkpoint_every: int | None
     resume: bool | Literal["must"]
+    override: Collection[str]
     steps_per_call: int | Literal["auto"]
     log_every: int
     max_time: float | None
@@ -62,6 +64,14 @@ class Options:
             raise ConfigError("`validation_every` needs `validation_data`")
         if self.run_dir is None and (self.resume or self.checkpoint_every is not None):
             raise ConfigError("`resume` and `checkpoint_every` need a `run_dir`")
+        if isinstance(self.override, str) or not isinstance(self.override, Collection):
+            raise ConfigError(
+                f"`override` must be a tuple of names, got {self.override!r}; write `override=({self.override!r},)`"
+            )
+        for name in self.override:
+            check.one_of("override", name, OVERRIDES)
+        if self.override and not self.resume:
+            raise ConfigError("`override` says what may differ on a resume: it needs `resume=True`")
         if callable(self.callbacks) or not isinstance(self.callbacks, Iterable):
             raise ConfigError(
                 f"`callbacks` must be a list, got {self.callbacks!r}; write `callbacks=[...]`, also for one"

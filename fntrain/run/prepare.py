@@ -92,7 +92,7 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         devices=[str(d) for d in jax.devices()],
         jax=jax.__version__,
     )
-    return RunDirectory(options.run_dir, identity, config, options.resume, in_words(task))
+    return RunDirectory(options.run_dir, identity, config, options.resume, in_words(task), options.override)
 
 
 def loop(
@@ -135,7 +135,7 @@ def loop(
     step = int(state.step)
     chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
     if run is not None:
-        run.note(steps_per_call=chunk, parameters=tree.size(state.params))
+        run.note(steps_per_call=chunk, parameters=tree.size(state.params), status="running")
         if run.extra is not None:
             _resume_data(source, run.extra.get("data_state"), position)
     if options.verbose and jax.process_index() == 0:

@@ -166,12 +166,20 @@ class Rescue:
             if bad is not None and bad.step is not None and step > bad.step:
                 continue
             state = self.run.checkpointer.restore(like, step=step)
-            if bool(all_finite(tree.split(state.params)[0])):
+            if has_finite_params(state):
                 _LOG.warning(
                     "back at the state of step %d, with the data behind step %d", step, int(like.step)
                 )
                 return state
         return None if self.start is None else programs.copied(self.start[0])
+
+
+_all_finite = jax.jit(all_finite)
+
+
+def has_finite_params(state: TrainState) -> bool:
+    """Whether a state's parameters are finite."""
+    return bool(jax.device_get(_all_finite(tree.split(state.params)[0])))
 
 
 def noted(task: Task, state: TrainState) -> BadStep | None:

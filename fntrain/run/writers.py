@@ -2,10 +2,11 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -111,12 +112,19 @@ class JSONLWriter(_Writer):
         row = {str(name): _jsonable(_plain(value, str(name))) for name, value in row.items()}
         self._append(json.dumps(row, allow_nan=False) + "\n")
 
-    def truncate(self, *, after_epoch: int) -> None:
-        """Drop the rows of later epochs than `after_epoch`, atomically: what a resumed run writes again."""
+    def truncate(self, *, after_epoch: int, steps: Collection[int] = ()) -> None:
+        """Drop the rows of later epochs than `after_epoch`, atomically: what a resumed run writes again.
+
+        Args:
+          after_epoch: the last epoch that stays.
+          steps: rows of these steps stay, whatever their epoch.
+        """
         integer("after_epoch", after_epoch, at_least=0)
         if self.path.exists():
             lines = _whole_lines(self.path).split("\n")[:-1]
-            kept = [line for line in lines if _epoch(_object(line, self.path).get("epoch")) <= after_epoch]
+            rows = [_object(line, self.path) for line in lines]
+            stay = [_epoch(row.get("epoch")) <= after_epoch or row.get("step") in steps for row in rows]
+            kept = list(itertools.compress(lines, stay))
             if len(kept) < len(lines):
                 self._replace("".join(line + "\n" for line in kept))
 
@@ -171,13 +179,20 @@ class CSVWriter(_Writer):
         self._replace(_csv([header, *(old + [""] * len(new) for old in rows), line]))
         self._header = header
 
-    def truncate(self, *, after_epoch: int) -> None:
-        """Drop the rows of later epochs than `after_epoch`, atomically: what a resumed run writes again."""
+    def truncate(self, *, after_epoch: int, steps: Collection[int] = ()) -> None:
+        """Drop the rows of later epochs than `after_epoch`, atomically: what a resumed run writes again.
+
+        Args:
+          after_epoch: the last epoch that stays.
+          steps: rows of these steps stay, whatever their epoch.
+        """
         integer("after_epoch", after_epoch, at_least=0)
         if "epoch" in self._header:
-            column = self._header.index("epoch")
             header, *rows = self._rows()
-            kept = [row for row in rows if _epoch(_parsed(row[column])) <= after_epoch]
+            known = ("epoch", "step")
+            found = [{n: _parsed(cell) for n, cell in zip(header, row) if n in known} for row in rows]
+            stay = [_epoch(row["epoch"]) <= after_epoch or row.get("step") in steps for row in found]
+            kept = list(itertools.compress(rows, stay))
             if len(kept) < len(rows):
                 self._replace(_csv([header, *kept]))
 

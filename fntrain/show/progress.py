@@ -160,13 +160,16 @@ class ProgressBar:
         said += self._rates(ctx, self._since.rate(now, ctx.step) if self._since else None)
         if getattr(ctx, "stop_reason", None):
             said.append(f"stopped: {ctx.stop_reason}")
+        end = "diverged" if getattr(ctx, "diverged", False) else "done"
         if on_terminal:
             if self._columns:
                 self._console.print(self._summary())
-            self._console.print("  " + ", ".join(said), style="dim", highlight=False)
+            self._console.print(
+                "  " + ", ".join(["diverged"] * (end == "diverged") + said), style="dim", highlight=False
+            )
             return
         if notebook is not None:
-            notebook.show(page("done", None, ", ".join(said), *self._table(ctx)))
+            notebook.show(page(end, None, ", ".join(said), *self._table(ctx)))
             return
         for name in ("val_loss", "loss"):
             values = self._columns.get(name, [])
@@ -174,7 +177,7 @@ class ProgressBar:
             if i is not None:
                 said.append(f"best {name} {number_text(values[i])} at epoch {self._epochs[i]}")
                 break
-        self._plain("done: " + ", ".join(said))
+        self._plain(f"{end}: " + ", ".join(said))
 
     def close(self) -> None:
         """Take the bar off the screen, if there is one; a run that ends with an error needs no more."""

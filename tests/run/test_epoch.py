@@ -304,7 +304,11 @@ def test_validation_every_sees_the_state_of_its_step():
     for step, loss in seen.logs:
         at = ft.fit(TASK, fresh(), (X, Y), steps=step, batch_size=8, progress=False)
         assert ft.evaluate(TASK, at.state, (X, Y), batch_size=8)["loss"] == loss
-    assert result.history["val_loss"] == [seen.logs[2][1], seen.logs[5][1]]
+    assert result.history["val_loss"] == [loss for _, loss in seen.logs]
+    assert result.history["step"] == [step for step, _ in seen.logs]
+    assert result.history["epoch"] == [1, 1, 1, 2, 2, 2]
+    assert result.history["unfinished"] == [True, True, None, True, True, None]
+    assert result.history.epochs == 2
     with pytest.raises(ft.ConfigError, match="`validation_every` needs `validation_data`"):
         ft.fit(TASK, fresh(), (X, Y), validation_every=5)
 
