@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -49,17 +50,29 @@ class Feed:
       source: where batches come from.
       train: for training, or for evaluation.
       name: the data's argument, for messages.
+      waiting: a context manager around each wait for a batch of the source, in whichever thread that is.
 
     Raises:
       DataError: if a scalar loss meets a padded tail.
     """
 
-    def __init__(self, task: Task, state: TrainState, source: Any, *, train: bool, name: str):
+    def __init__(
+        self,
+        task: Task,
+        state: TrainState,
+        source: Any,
+        *,
+        train: bool,
+        name: str,
+        waiting: AbstractContextManager[None] | None = None,
+    ):
         self.task = task
         self.source = source
         self.name = name
         self.mesh: Mesh | None = mesh_of(state)
-        first, weight = source.peek()
+        self._waiting = nullcontext() if waiting is None else waiting
+        with self._waiting:
+            first, weight = source.peek()
         self.rows: int = len(weight)  # of a batch
         # Whole batches of arrays, on one device: nothing is ever padded, unless at an epoch's end.
         self.whole: bool = isinstance(source, Arrays) and self.mesh is None
@@ -118,7 +131,8 @@ class Feed:
             ahead = 0 if length is not None or room(done + steps) == 0 else 1
             while len(waiting) < steps + ahead and not ended:
                 try:
-                    waiting.append(next(pairs))
+                    with self._waiting:
+                        waiting.append(next(pairs))
                 except StopIteration:
                     ended = True
                 except Exception as failure:  # after the batches before it were trained on

@@ -57,15 +57,20 @@ def check_processes(state: TrainState, options: Options) -> None:
         )
 
 
-def feeds(task: Task, state: TrainState, data: Any, options: Options) -> Feeds:
-    """Data at the door, and what steps on it report."""
+def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: Signals) -> Feeds:
+    """Data at the door, and what steps on it report.
+
+    Raises:
+      Interrupted: if a signal comes while the first batch is waited for.
+    """
+    waiting = signals.waiting
     source = as_source(data, options.batch_size, shuffle=options.shuffle, seed=options.seed)
     evaluation = None
     if options.validation_data is not None:
         name = "validation_data"
         held_out = as_source(options.validation_data, options.batch_size, shuffle=False, seed=0, name=name)
-        evaluation = Feed(task, state, held_out, train=False, name=name)
-    return Feeds(Feed(task, state, source, train=True, name="data"), evaluation)
+        evaluation = Feed(task, state, held_out, train=False, name=name, waiting=waiting)
+    return Feeds(Feed(task, state, source, train=True, name="data", waiting=waiting), evaluation)
 
 
 def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextManager[RunDirectory | None]:
