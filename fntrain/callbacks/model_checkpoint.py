@@ -12,12 +12,13 @@ import numpy as np
 from .. import sharding, tree
 from .._core import check
 from .._core.errors import ConfigError
-from .._core.files import replacing
+from .._core.files import replacing, writable
 from .._core.ranking import best_of
 from .._core.typing import Params
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
 from ..run.context import LoopContext, Mode
+from ..run.lock import RunLock
 from .monitor import Monitor
 
 
@@ -46,7 +47,9 @@ class ModelCheckpoint:
 
     Raises:
       ConfigError: if an argument is out of range, the path has the suffix of another kind of file, the directory
-        is another run's, or there is no such column.
+        is another run's, or the run's own for its checkpoints, or there is no such column.
+      CheckpointError: when a run begins, if the directory cannot be written to; RunLockedError, if somebody else is
+        writing there.
 
     Examples:
       >>> import fntrain as ft, numpy as np, tempfile
@@ -70,7 +73,7 @@ class ModelCheckpoint:
         save_best_only: bool = False,
         every: int = 1,
     ):
-        self.path: Path = Path(directory).expanduser()
+        self.path: Path = check.path("directory", directory)
         self.monitor: str = "val_loss" if monitor is None else monitor
         self._watched = Monitor(self.monitor, mode)
         self.save_best_only = save_best_only
@@ -86,6 +89,7 @@ class ModelCheckpoint:
         self._ranks = save_best_only or monitor is not None
         self._best_only = save_best_only or (self._file and self._ranks)
         self._checkpoints: Checkpointer | None = None
+        self._lock: RunLock | None = None
         self._own: set[int] = set()  # the steps this instance has saved
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
@@ -94,10 +98,19 @@ class ModelCheckpoint:
         self.best = None
         self._watched.begin(ctx, required=self._ranks)
         if self._file:
+            if jax.process_index() == 0:
+                writable(self.path.parent)
             return
+        if ctx.run_dir is not None and self.path == Path(ctx.run_dir, "checkpoints"):
+            raise ConfigError(
+                f"`directory` {self.path} holds the run's own checkpoints: choose another directory"
+            )
         best = (self.monitor, self._watched.direction)
         keep = Keep(latest=1 if self.save_best_only else 3, best=best)
         self._checkpoints = Checkpointer(self.path, keep)
+        if jax.process_index() == 0:
+            self._checkpoints.prepare()
+            self._lock = RunLock(self.path)  # two that write there would delete each other's best
         if ctx.resumed:
             return  # what the directory holds is of this run
         later = [step for step in self._checkpoints.steps() if step > ctx.step]
@@ -137,9 +150,14 @@ class ModelCheckpoint:
         self.close()
 
     def close(self) -> None:
-        """Wait until the last version is on disk."""
-        if self._checkpoints is not None:
-            self._checkpoints.close()
+        """Wait until the last version is on disk, and let go of the directory."""
+        try:
+            if self._checkpoints is not None:
+                self._checkpoints.close()
+        finally:
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                lock.release()
 
     def state(self) -> dict[str, Any]:
         """The best so far."""

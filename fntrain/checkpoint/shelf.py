@@ -16,7 +16,7 @@ from .store import FORMAT, META
 
 # A finished step is named by its number; `5.v2` is a second save of step 5, and replaces `5` by being there.
 _STEP = re.compile(r"(0|[1-9]\d*)(?:\.v([1-9]\d*))?")
-_LEFTOVER = re.compile(_STEP.pattern + r"\.(deleted|orbax-checkpoint-tmp)")
+_LEFTOVER = re.compile(_STEP.pattern + r"\.(deleted(-\d+)?|orbax-checkpoint-tmp)")
 
 
 class Shelf:
@@ -48,6 +48,15 @@ class Shelf:
                 path = Path(entry.path)
                 if (path / META).exists() or (path / "_CHECKPOINT_METADATA").exists():
                     yield int(match[1]), int(match[2] or 1), entry.name
+
+    def emptied(self) -> list[str]:
+        """The names of steps whose documents are gone: a step is committed whole, so something else took them."""
+        if not self.directory.is_dir():
+            return []
+        believed = {name for _, _, name in self.names()}
+        found = [p.name for p in self.directory.iterdir() if _STEP.fullmatch(p.name) and p.is_dir()]
+        found = [name for name in found if name not in believed and not (self.directory / name).is_symlink()]
+        return sorted(found, key=lambda name: int(name.partition(".")[0]))
 
     def index(self) -> dict[int, str]:
         """The name of each step that is believed: its last version."""
@@ -106,14 +115,21 @@ class Shelf:
         return document
 
     def clear(self) -> None:
-        """Remove what a killed process left half-written or half-deleted."""
+        """Remove what a killed process left half-written or half-deleted, as far as the system lets us."""
         for path in self.directory.iterdir():
             if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def delete(self, name: str) -> None:
-        """Remove one, all at once."""
-        gone = self.directory / f"{name}.deleted"
+        """Remove one, all at once.
+
+        Raises:
+          OSError: if it is still there, whole; what is left of one that is not (`.nfs…`, of a file that somebody
+            has open) goes when the next run begins.
+        """
+        number, gone = 1, self.directory / f"{name}.deleted"
+        while gone.exists():  # such a rest, of an earlier version
+            number, gone = number + 1, self.directory / f"{name}.deleted-{number}"
         os.rename(self.directory / name, gone)  # first, so that no half of a step is ever taken for one
-        shutil.rmtree(gone)
         self._known.pop(name, None)
+        shutil.rmtree(gone, ignore_errors=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .._core.errors import DataError
+from .._core.errors import ConfigError, DataError
 from .._core.ranking import Direction
 from ..metrics import Metric
 
@@ -47,9 +47,18 @@ class History(Mapping[Any, Any]):
         return [dict(row) for row in self._rows]
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame, one row an epoch (pandas is not a dependency of ours)."""
-        import pandas
+        """A pandas DataFrame, one row an epoch (pandas is not a dependency of ours).
 
+        Raises:
+          ConfigError: if pandas is not installed.
+        """
+        try:
+            import pandas  # type: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigError(
+                "`to_pandas()` needs pandas, which is not installed: `pip install pandas`; `rows()` gives the same as "
+                "a list of dicts"
+            ) from error
         return pandas.DataFrame(self._rows)
 
     def __getitem__(self, column: str) -> list[Any]:

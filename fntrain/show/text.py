@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from .._core.ranking import Direction, best_of
 
 Known = Callable[[str], Direction | None] | None
@@ -57,6 +60,12 @@ def best_index(name: str, values: list[Any], known: "Known" = None) -> int | Non
 
 def is_number(x: Any) -> bool:
     """Tell a real number on the host from an array, a table or None."""
+    if isinstance(x, np.generic | np.ndarray) and not isinstance(
+        x, numbers.Real
+    ):  # bfloat16 is none to Python
+        return x.shape == () and (
+            jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+        )
     return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
