@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._core.lenient import Lenient
 from .notebook import MOST_ROWS, Cell, Output, page
+from .streams import LogsAbove
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +39,9 @@ class _Mark(NamedTuple):
         return (step - self.step) / (now - self.time) if step > self.step and now > self.time else None
 
 
-_NARROWEST = 16  # columns: in less no bar says anything, and a width of 0 is one that nobody knows
+_NARROWEST = (
+    40  # columns: in less a bar and its columns say nothing, and a width of 0 is one that nobody knows
+)
 
 
 def _harmless(event: Callable[["ProgressBar", Any], None]) -> Callable[["ProgressBar", Any], None]:
@@ -101,6 +104,7 @@ class ProgressBar:
         self._given = console
         self._clock = clock
         self._live: Any = None
+        self._logs = LogsAbove()
         self._notebook: Output | None = None
         self._lenient = Lenient("the progress display", (Exception,))
 
@@ -133,7 +137,9 @@ class ProgressBar:
             self._draw(ctx, self._began)
         elif self._console.is_terminal and self._console.is_interactive and self._has_room():
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._logs = LogsAbove(sys.stdout, sys.stderr)
             self._live.start()
+            self._logs.start()
             self._draw(ctx, self._began)
 
     def on_epoch_begin(self, ctx: Any) -> None:
@@ -217,6 +223,7 @@ class ProgressBar:
         self._notebook = None  # its output stays as it is
         live, self._live = self._live, None
         if live is not None:
+            self._logs.stop()
             with contextlib.suppress(
                 Exception
             ):  # it gives back what it has taken, whether it can be drawn or not
