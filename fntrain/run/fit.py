@@ -1,7 +1,9 @@
 """fit: validate, prepare, loop."""
 
 import dataclasses
+import html
 import signal
+import textwrap
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -16,7 +18,7 @@ from .options import Options
 from .signals import Interrupted, Signals
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class FitResult:
     """What `fit` returns; `state, history = fit(...)` takes it apart.
 
@@ -33,7 +35,7 @@ class FitResult:
       capsule: the directory that keeps that step for `tools.replay`, or None.
     """
 
-    state: TrainState = dataclasses.field(repr=False)
+    state: TrainState
     history: History
     interrupted: bool = False
     stop_reason: str | None = None
@@ -46,6 +48,18 @@ class FitResult:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.state, self.history))
+
+    def __repr__(self) -> str:
+        """The state and the history in short, and what else there is to say."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        said = [(name, getattr(self, name)) for name in fields]
+        shown = [f"{name}={value!r}" for name, value in said if value not in (None, False, [], 0.0)]
+        return "FitResult(\n" + textwrap.indent(",\n".join(shown), "  ") + "\n)"
+
+    def _repr_html_(self) -> str:
+        """The state and the history as tables, for a notebook."""
+        why = f"<p>{html.escape(self.stop_reason)}</p>" if self.stop_reason else ""
+        return why + self.state._repr_html_() + self.history._repr_html_()
 
 
 def fit(

@@ -8,6 +8,8 @@ import numpy as np
 from .._core.errors import ConfigError, DataError
 from .._core.ranking import Direction
 from ..metrics import Metric
+from ..show.notebook import MOST_ROWS, Cell, page
+from ..show.text import is_number, number_text
 
 
 class History(Mapping[Any, Any]):
@@ -77,6 +79,18 @@ class History(Mapping[Any, Any]):
 
     def __repr__(self) -> str:
         return f"History({len(self._rows)} epochs, columns {list(self._columns())})"
+
+    def _repr_html_(self) -> str:
+        """The last epochs as a table, for a notebook."""
+        columns, rows = list(self._columns()), self._rows[-MOST_ROWS:]
+        cells = [[Cell(_cell_text(row.get(column))) for column in columns] for row in rows]
+        return page("History", None, f"{len(self._rows)} epochs", columns, cells, len(self._rows) - len(rows))
+
+
+def _cell_text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return number_text(value) if value is None or is_number(value) else str(value)
 
 
 def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -39,9 +39,8 @@ class _Mark(NamedTuple):
         return (step - self.step) / (now - self.time) if step > self.step and now > self.time else None
 
 
-_NARROWEST = (
-    40  # columns: in less a bar and its columns say nothing, and a width of 0 is one that nobody knows
-)
+# Columns: in less a bar and a table say nothing, and a width of 0 is one that nobody knows.
+_NARROWEST = 32
 
 
 def _harmless(event: Callable[["ProgressBar", Any], None]) -> Callable[["ProgressBar", Any], None]:

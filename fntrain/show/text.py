@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.ranking import Direction, best_of
+from .._core.sizes import bytes_text as bytes_text
 
 Known = Callable[[str], Direction | None] | None
 
@@ -78,6 +79,7 @@ def number_text(x: Any) -> str:
     """
     if not is_number(x):
         return "-"
+    x = x if isinstance(x, numbers.Real) else float(x)
     size = abs(x)
     if isinstance(x, numbers.Integral) or not math.isfinite(x) or (x == int(x) and size != 1 and size < 1e7):
         return f"{x:.0f}"  # a count; an accuracy of one is written 1.000
@@ -103,16 +105,3 @@ def duration_text(seconds: float) -> str:
     if days:
         return f"{days} d {h:02}:{m:02}:{s:02}"
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
-
-
-def bytes_text(n: float) -> str:
-    """Write a number of bytes: `8.1 kB`.
-
-    Examples:
-      >>> [bytes_text(n) for n in (12, 8100, 3.2e9)]
-      ['12 B', '8.1 kB', '3.2 GB']
-    """
-    if n < 1000:
-        return f"{n:.0f} B"
-    power = min(int(math.log10(n)) // 3, 4)
-    return f"{n / 1000**power:.1f} {'_kMGT'[power]}B"
