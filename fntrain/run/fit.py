@@ -177,7 +177,8 @@ def fit(
     del state
     # Signals from here on: an exception raised in the middle of a compilation can take the interpreter down.
     saved = "" if run_dir is None else f", and is saved in {run_dir}"
-    with Signals(saved) as signals:
+    said = f"the run ends at the next step's edge{saved}; a second signal ends it at once, unsaved"
+    with Signals(said) as signals:
         try:
             feeds = prepare.feeds(task, own[0], data, options, signals)
         except Interrupted:  # before the first batch has come

@@ -35,17 +35,17 @@ class Signals:
     has to be called equally often everywhere, a wait is not broken, and a second signal ends nothing.
 
     Args:
-      saved: what becomes of the run, for the line that says what goes on.
+      said: what happens after the first signal, for a line on the standard error; None says nothing.
 
     Attributes:
       received: the signal, or None.
       waiting: a context manager, for waits in the main thread.
     """
 
-    def __init__(self, saved: str = ""):
+    def __init__(self, said: str | None = None):
         self.received: int | None = None
         self.waiting: contextlib.AbstractContextManager[None] = _Waiting(self)
-        self._saved = saved
+        self._said = said
         self._previous: dict[int, Any] = {}
         self._agreed = False  # whether several processes have to stop together
         self._told: int | None = None
@@ -145,10 +145,9 @@ class Signals:
             self._stand_aside()
 
     def _say(self, number: int) -> None:
-        text = (
-            f"fntrain: {signal.Signals(number).name}: the run ends at the next step's edge{self._saved}; "
-            f"a second signal ends it at once, unsaved\n"
-        )
+        if self._said is None:
+            return
+        text = f"fntrain: {signal.Signals(number).name}: {self._said}\n"
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
