@@ -149,7 +149,7 @@ def path(argument: str, value: Any) -> Path:
     """Check a path that is to be written to, and return it, absolute, `~` and links followed.
 
     Raises:
-      ConfigError: if it is no path, empty, a URL, or no file system could hold it.
+      ConfigError: if it is no path, empty, a URL, leads nowhere, or no file system could hold it.
     """
     if not isinstance(value, str | os.PathLike):
         raise ConfigError(f"`{argument}` must be a path, got {value!r} of type {type(value).__name__}")
@@ -161,7 +161,12 @@ def path(argument: str, value: Any) -> Path:
     longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
     if longest > 255:
         raise ConfigError(f"`{argument}` must have names of at most 255 bytes, got one of {longest}")
-    return Path(text).expanduser().resolve()  # once: the process may change its directory
+    try:
+        return Path(text).expanduser().resolve()  # once: the process may change its directory
+    except (RuntimeError, OSError) as error:  # the home of nobody; links in a circle
+        raise ConfigError(
+            f"`{argument}` must be a path that leads somewhere, got {text!r}: {error}"
+        ) from None
 
 
 def did_you_mean(value: Any, choices: Iterable[Any]) -> str:

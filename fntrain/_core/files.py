@@ -1,9 +1,12 @@
-"""Files that are replaced as a whole."""
+"""Files that are replaced as a whole or kept aside, and directories that can be written to."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from .errors import CheckpointError
 
 
 @contextlib.contextmanager
@@ -15,7 +18,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    short = path.name.encode()[:128].decode(
+        errors="ignore"
+    )  # a name may be as long as the file system allows
+    temporary = path.with_name(f".{short}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as written:
@@ -30,3 +36,25 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace a text file as a whole."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def keep_aside(path: Path) -> Path:
+    """Rename a file to a name that is free, `metrics.csv.old-1`, and return that."""
+    number = 1
+    while os.path.lexists(kept := path.with_name(f"{path.name}.old-{number}")):
+        number += 1
+    return path.rename(kept)
+
+
+def writable(directory: Path) -> None:
+    """Make a directory, if it is not there.
+
+    Raises:
+      CheckpointError: if that fails, or it cannot be written to; before there is anything to write.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {directory}: {error.strerror}") from error

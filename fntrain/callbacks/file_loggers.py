@@ -6,23 +6,23 @@ from typing import Any
 
 import jax
 
-from .._core import check
+from .._core.lenient import Lenient
 from ..run.context import LoopContext
 from ..run.history import UNFINISHED
 from ..run.writers import CSVWriter, JSONLWriter, _Writer
 
 
 class _FileLogger:
-    """One row an epoch into a file."""
+    """One row an epoch into a file; where that fails, a warning says so, and the run goes on."""
 
     adds_logs = False
     writer_type: type[_Writer]
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path: Path = check.path("path", path)
-        self.writer_type(self.path)  # a directory is refused here, not in the first epoch
+        self.path: Path = self.writer_type(path).path  # a directory is refused here, not in the first epoch
         self._writer: Any = None
         self._written = -1  # the step of the last row
+        self._lenient = Lenient(str(self.path))
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start the file anew; when resuming, go on after the epochs that are done."""
@@ -30,10 +30,12 @@ class _FileLogger:
         self._written = ctx.history.last.get("step", -1)
         if jax.process_index() != 0:
             return
-        if not ctx.resumed:
-            self.path.unlink(missing_ok=True)
-        self._writer = self.writer_type(self.path)
-        self._writer.truncate(after_epoch=ctx.epoch - 1, steps=ctx.history.inside(ctx.epoch))
+        self._lenient = Lenient(str(self.path))
+        with self._lenient:
+            if not ctx.resumed:
+                self.path.unlink(missing_ok=True)
+            self._writer = self.writer_type(self.path)
+            self._writer.begin(ctx.history.rows(), whole=False)
 
     def on_validation_end(self, ctx: LoopContext) -> None:
         """Write the row of a validation inside an epoch."""
@@ -42,7 +44,11 @@ class _FileLogger:
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Write the epoch's row."""
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        with self._lenient:
+            if self._writer.torn:
+                self._writer.begin(ctx.history.rows(), whole=False)
             self._writer.write(ctx.logs)
             self._written = ctx.step
 
@@ -55,7 +61,8 @@ class _FileLogger:
     def close(self) -> None:
         """Close the file; it is whole after every row."""
         if self._writer is not None:
-            self._writer.close()
+            with self._lenient:
+                self._writer.close()
 
 
 class CSVLogger(_FileLogger):

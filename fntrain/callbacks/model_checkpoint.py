@@ -11,8 +11,8 @@ import numpy as np
 
 from .. import sharding, tree
 from .._core import check
-from .._core.errors import CheckpointError, ConfigError
-from .._core.files import replacing
+from .._core.errors import ConfigError
+from .._core.files import replacing, writable
 from .._core.ranking import best_of
 from .._core.typing import Params
 from ..checkpoint.checkpointer import Checkpointer
@@ -53,8 +53,9 @@ class ModelCheckpoint:
 
     Raises:
       ConfigError: if an argument is out of range, the path has the suffix of another kind of file, the directory
-        is another run's, or there is no such column.
-      RunLockedError: by `fit`, before anything runs, if somebody else is writing there.
+        is another run's, or the run's own for its checkpoints, or there is no such column.
+      CheckpointError: by `fit`, before anything runs, if the directory cannot be written to.
+      RunLockedError: likewise, if somebody else is writing there.
 
     Examples:
       >>> import fntrain as ft, numpy as np, tempfile
@@ -102,12 +103,18 @@ class ModelCheckpoint:
         self.close()
         self.best = None
         self._watched.begin(ctx, required=self._ranks)
+        if ctx.run_dir is not None and self.path == Path(ctx.run_dir, "checkpoints"):
+            raise ConfigError(
+                f"`directory` {self.path} holds the run's own checkpoints: choose another directory"
+            )
         self._take()
         if self._file:
             return
         best = (self.monitor, self._watched.direction)
         keep = Keep(latest=1 if self.save_best_only else 3, best=best)
         self._checkpoints = Checkpointer(self.path, keep)
+        if jax.process_index() == 0:
+            self._checkpoints.prepare()
         if ctx.resumed:
             return  # what the directory holds is of this run
         later = [step for step in self._checkpoints.steps() if step > ctx.step]
@@ -128,10 +135,7 @@ class ModelCheckpoint:
         if jax.process_index() != 0:  # of several processes the first holds it for all
             return
         place = self.path.parent if self._file else self.path
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"`directory` {place} cannot be made: {error.strerror}") from error
+        writable(place)
         name = f".{self.path.name}.lock" if self._file else LOCK
         self._lock = RunLock(place, name, stays=False, what=f"ModelCheckpoint: `directory` {self.path}")
 
@@ -174,9 +178,9 @@ class ModelCheckpoint:
             if self._checkpoints is not None:
                 self._checkpoints.close()
         finally:
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                lock.release()
 
     def watches(self) -> dict[str, Any]:
         """The place, the column and which of its values are better, by which a resumed run knows its state again."""

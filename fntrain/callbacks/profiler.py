@@ -29,7 +29,7 @@ class Profiler:
     needs_every_step = False
 
     def __init__(self, directory: str | os.PathLike[str], start: int = 10, steps: int = 5):
-        self.directory: Path = Path(directory).expanduser()
+        self.directory: Path = check.path("directory", directory)
         self.start: int = check.integer("start", start, at_least=1)
         self.steps: int = check.integer("steps", steps, at_least=1)
         self._tracing = self._done = False

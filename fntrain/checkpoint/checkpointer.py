@@ -24,6 +24,8 @@ from .._core.errors import (
     CheckpointError,
     ConfigError,
 )
+from .._core.files import writable
+from .._core.lenient import Lenient
 from .._core.typing import PyTree
 from . import parts
 from .fitting import fitted
@@ -85,6 +87,7 @@ class Checkpointer:
         self._pending: Future[Any] | None = None
         self._clean = False
         self._said = ""  # which emptied steps were warned of
+        self._lenient = Lenient(f"an old step of {self.directory} was not deleted, and stays")
         if self.directory.exists() and not self.directory.is_dir():
             raise CheckpointError(
                 f"`directory` is not a directory, so no Orbax checkpoint: {self.directory}; no file is ever unpickled"
@@ -137,10 +140,11 @@ class Checkpointer:
         if jax.process_count() > 1:
             self._save_together(step, arrays, body)
             return
-        self._prepare()
+        self.prepare()
         host = copy_to_host(arrays)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="fntrain-checkpoint")
+            _finish_at_exit(self)
         self._pending = self._pool.submit(self._write, step, host, arrays, body)
 
     def restore(
@@ -215,10 +219,19 @@ class Checkpointer:
             if other == step:
                 self._shelf.delete(name)
 
-    def clear(self) -> None:
-        """Remove what a killed process left half-written or half-deleted."""
-        if self.directory.is_dir():
-            self._shelf.clear()
+    def prepare(self) -> None:
+        """Make the directory, and remove what a killed process left half-written or half-deleted.
+
+        The first `save` does it too; whoever does it before knows before whether there is something to write to.
+
+        Raises:
+          CheckpointError: if the directory cannot be made or written to.
+        """
+        if self._clean:
+            return
+        writable(self.directory)
+        self._shelf.clear()
+        self._clean = True
 
     def steps(self) -> list[int]:
         """The steps that are saved, in order; a save in the background is waited for."""
@@ -294,23 +307,11 @@ class Checkpointer:
     def __repr__(self) -> str:
         return f"Checkpointer({str(self.directory)!r}, {self.keep})"
 
-    def _prepare(self) -> None:
-        """Make the directory, and clear what a killed process left: before the first save, by the writer."""
-        if self._clean:
-            return
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._shelf.clear()
-        except OSError as error:
-            raise CheckpointError(f"cannot write to {self.directory}: {error.strerror}") from error
-        _finish_at_exit(self)
-        self._clean = True
-
     def _save_together(self, step: int, arrays: Mapping[str, Any], body: dict[str, Any]) -> None:
         """Of several processes, each writes its own parts, all at the same time; the first one does the rest."""
         first = jax.process_index() == 0
         if first:
-            self._prepare()
+            self.prepare()
         host = {path: parts.whole_or_split(x) for path, x in arrays.items()}
         split = parts.digests({path: x for path, x in host.items() if parts.is_split(x)}, crc_of)
         body["arrays"] = {path: info_of(path, x, arrays[path], split.get(path)) for path, x in host.items()}
@@ -346,18 +347,14 @@ class Checkpointer:
         self._shelf.know(name, document)
 
     def _let_go(self, step: int) -> None:
-        """Delete what `keep` does not keep, now that this step is saved."""
-        try:
-            index = self._shelf.index()
-            kept = self.keep.kept(self._shelf.all_metrics(), self._shelf.spoilt()) | {step}
-            for other, _, old in list(self._shelf.names()):
-                stays = other not in index or (old == index[other] and other in kept)
-                if not stays and (self.directory / old / META).exists():  # what is not ours, we do not delete
+        """Delete what `keep` does not keep, now that this step is saved; what cannot be deleted stays, and is said."""
+        index = self._shelf.index()
+        kept = self.keep.kept(self._shelf.all_metrics(), self._shelf.spoilt()) | {step}
+        for other, _, old in list(self._shelf.names()):
+            stays = other not in index or (old == index[other] and other in kept)
+            if not stays and (self.directory / old / META).exists():  # what is not ours, we do not delete
+                with self._lenient:
                     self._shelf.delete(old)
-        except OSError as error:
-            raise CheckpointError(
-                f"step {step} is saved, but old steps of {self.directory} were not deleted: {reason(error)}"
-            ) from error
 
     def _load(
         self, step: Any, part: str = "", alone: bool = False

@@ -16,7 +16,7 @@ from .store import FORMAT, META
 
 # A finished step is named by its number; `5.v2` is a second save of step 5, and replaces `5` by being there.
 _STEP = re.compile(r"(0|[1-9]\d*)(?:\.v([1-9]\d*))?")
-_LEFTOVER = re.compile(_STEP.pattern + r"\.(deleted|orbax-checkpoint-tmp)")
+_LEFTOVER = re.compile(_STEP.pattern + r"\.(deleted(-\d+)?|orbax-checkpoint-tmp)")
 
 
 class Shelf:
@@ -53,12 +53,16 @@ class Shelf:
                     yield int(match[1]), int(match[2] or 1), entry.name
 
     def emptied(self) -> list[int]:
-        """The steps whose directories are there, as we make them, and their files are not."""
+        """The steps whose directories are there, as we make them, and whose files are not.
+
+        A step is committed whole, so something else took them. A directory with other things in it is somebody's own.
+        """
+        if not self.directory.is_dir():
+            return []
         found = {step for step, _, _ in self.names()}
-        entries = self.directory.iterdir() if self.directory.is_dir() else ()
-        ours = [path for path in entries if not path.is_symlink() and (path / META.parent).is_dir()]
-        there = [match for path in ours if (match := _STEP.fullmatch(path.name))]
-        return sorted({int(match[1]) for match in there} - found)
+        there = [(match, path) for path in self.directory.iterdir() if (match := _STEP.fullmatch(path.name))]
+        gone = {int(match[1]) for match, path in there if not path.is_symlink() and _is_emptied(path)}
+        return sorted(gone - found)
 
     def index(self) -> dict[int, str]:
         """The name of each step that is believed: its last version."""
@@ -120,14 +124,25 @@ class Shelf:
         return document
 
     def clear(self) -> None:
-        """Remove what a killed process left half-written or half-deleted."""
+        """Remove what a killed process left half-written or half-deleted, as far as the system lets us."""
         for path in self.directory.iterdir():
             if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def delete(self, name: str) -> None:
-        """Remove one, all at once."""
-        gone = self.directory / f"{name}.deleted"
+        """Remove one, all at once.
+
+        Raises:
+          OSError: if it is still there, whole; what is left of one that is not (`.nfs…`, of a file that somebody
+            has open) goes when the next run begins.
+        """
+        number, gone = 1, self.directory / f"{name}.deleted"
+        while gone.exists():  # such a rest, of an earlier version
+            number, gone = number + 1, self.directory / f"{name}.deleted-{number}"
         os.rename(self.directory / name, gone)  # first, so that no half of a step is ever taken for one
-        shutil.rmtree(gone)
         self._known.pop(name, None)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _is_emptied(path: Path) -> bool:
+    return (path / META.parent).is_dir() or (path.is_dir() and not any(x.is_file() for x in path.rglob("*")))

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -51,22 +52,35 @@ class Feed:
       source: where batches come from.
       train: for training, or for evaluation.
       name: the data's argument, for messages.
+      waiting: a context manager around each wait for a batch of the source, in whichever thread that is.
 
     Raises:
       DataError: if a scalar loss meets a padded tail.
     """
 
-    def __init__(self, task: Task, state: TrainState, source: Any, *, train: bool, name: str):
+    def __init__(
+        self,
+        task: Task,
+        state: TrainState,
+        source: Any,
+        *,
+        train: bool,
+        name: str,
+        waiting: AbstractContextManager[None] | None = None,
+    ):
         self.rows: int  # of a batch
         self.form: tuple[Any, Any]  # of a batch and its weight, as they reach a step
         self.task = task
         self.source = source
         self.name = name
         self.mesh: Mesh | None = mesh_of(state)
+        self._waiting = nullcontext() if waiting is None else waiting
         # Whole batches of arrays, on one device: nothing is ever padded, unless at an epoch's end.
         self.whole: bool = isinstance(source, Arrays) and self.mesh is None
         self._ones = functools.cache(_ones)
         self.weighed = source.has_tail or not self.whole
+        with self._waiting:
+            source.peek()
         empty = first_met(source, name, functools.partial(self._met, state, train))
         if not train and source.endless:
             raise DataError(f"`{name}` has no end, and all of it is read each time: give a part of it")
@@ -128,7 +142,8 @@ class Feed:
             ahead = 0 if length is not None or room(done + steps) == 0 else 1
             while len(waiting) < steps + ahead and not ended:
                 try:
-                    waiting.append(next(pairs))
+                    with self._waiting:
+                        waiting.append(next(pairs))
                 except StopIteration:
                     ended = True
                 except Exception as failure:  # after the batches before it were trained on

@@ -83,16 +83,19 @@ class Prefetcher:
         finally:
             del error  # its traceback holds this frame, which would hold it
 
-    def close(self) -> list[Any]:
+    def close(self, wait: bool = True) -> list[Any]:
         """End the thread, and give back the items that it had read and nobody was handed, in order.
 
         An item that is being read is waited for; where that takes longer than a few seconds, a warning says so and
         the thread ends by itself when the item has come.
+
+        Args:
+          wait: False, where there is no time: what does not come at once is left behind without a word.
         """
         self._stop()
         if self._thread is not threading.current_thread():
-            self._thread.join(STOP_SECONDS)
-        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS if wait else 0.05)
+        if wait and self._thread.is_alive():
             warnings.warn(
                 f"the data iterator has not given its next item for {STOP_SECONDS:g} s; the thread that waits for it "
                 f"is left behind",

@@ -14,7 +14,8 @@ import numpy as np
 from .. import sharding, tree
 from .._core import check
 from .._core.errors import CheckpointCorruptError, CheckpointError, ConfigError, RunMismatchError
-from .._core.files import write_text
+from .._core.files import keep_aside, write_text
+from .._core.lenient import Lenient, say
 from .._core.typing import PyTree
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
@@ -105,18 +106,20 @@ class RunDirectory:
             raise ConfigError(
                 f"`run_dir` {self.path} is in use: it holds a run. Go on with it by `resume=True`, or choose another"
             )
-        if resume and self.checkpointer.latest_step is not None:
+        latest = self.checkpointer.latest_step
+        gone = [step for step in self.checkpointer.emptied() if latest is None or step > latest]
+        if resume and gone:
+            names = tree.some([f"step {step}" for step in gone])
+            said = f"the files of {names} are gone from {self.checkpointer.directory}"
+            if latest is None:
+                raise CheckpointCorruptError(
+                    f"{said}, and there is no other checkpoint; to start anew, choose another `run_dir` or remove it"
+                )
+            say(f"{said}; the run goes on from step {latest}")
+        if resume and latest is not None:
             self.extra = self.checkpointer.extra()
             self._check_identity(self.extra["identity"], Position(*self.extra["position"]))
             self._changes += check_versions(self.extra.get("versions", {}), self.path, self.override)
-            if self._lock is not None:
-                self.checkpointer.clear()  # a run with nothing left to do saves, and so clears, nothing
-        elif resume and self.checkpointer.emptied():
-            raise CheckpointCorruptError(
-                f"`resume`: the files of all checkpoints in {self.checkpointer.directory} are gone (steps "
-                f"{', '.join(map(str, self.checkpointer.emptied()))}), and the directories are not: put them back, or "
-                f"choose another `run_dir` to start anew"
-            )
         elif resume == "must":
             raise self._nothing()
         elif "identity" in document and rows.exists() and rows.stat().st_size:
@@ -128,26 +131,32 @@ class RunDirectory:
         sharding.meet()  # of several processes all have looked before the first one writes
         # What others have added there (a program's own options) stays.
         task = {"task": self._task} if self._task else {}
-        self.config: dict[str, Any] = {
-            **document,
-            **config,
-            **task,
-            "identity": self.identity,
-        }
+        self.config: dict[str, Any] = {**document, **config, **task, "identity": self.identity}
         self.note_changes(self._changes)
-        done = History(self.extra["history"] if self.extra else [])
-        self.writers: list[Any] = (
-            [JSONLWriter(rows), CSVWriter(self.path / "metrics.csv")] if self._lock else []
-        )
-        for writer in self.writers:
-            # A run that was killed may have written rows that its last checkpoint knows nothing of.
-            writer.truncate(after_epoch=done.epochs, steps=done.inside(done.epochs + 1))
+        self.writers: list[tuple[Any, Lenient]] = []
+        if self._lock is None:
+            return
+        self.checkpointer.prepare()
+        self._rows: list[dict[str, Any]] = []
+        if self.extra is not None:
+            self._rows = [_thawed(row) for row in self.extra["history"]]
+        for make, path in ((JSONLWriter, rows), (CSVWriter, self.path / "metrics.csv")):
+            lenient = Lenient(str(path))
+            with lenient:
+                if path.is_dir():  # nothing that stands there keeps a run from going on
+                    say(f"{path} is a directory; it is kept as {keep_aside(path).name}")
+                writer = make(path)
+                self.writers.append((writer, lenient))
+                writer.begin(self._rows)
 
     def note(self, **more: Any) -> None:
         """Write more about the run into `config.json`."""
         self.config.update(more)
         if self._lock is not None:
-            write_text(self.path / "config.json", json.dumps(self.config, indent=2, default=str) + "\n")
+            try:
+                write_text(self.path / "config.json", json.dumps(self.config, indent=2, default=str) + "\n")
+            except OSError as error:
+                raise CheckpointError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def note_changes(self, changes: list[str]) -> None:
         """Write down what is not as it was before the resume."""
@@ -161,8 +170,8 @@ class RunDirectory:
     def _existing_config(self) -> dict[str, Any]:
         path = self.path / "config.json"
         try:
-            return dict(json.loads(path.read_text())) if path.exists() else {}
-        except ValueError:  # torn by a crash; it is written anew
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        except (ValueError, TypeError):  # torn by a crash, or no document of ours; it is written anew
             return {}
 
     def _check_identity(self, saved: dict[str, Any], position: Position) -> None:
@@ -258,17 +267,23 @@ class RunDirectory:
         return self.checkpointer.steps()
 
     def write(self, row: dict[str, Any]) -> None:
-        """An epoch's row, into both files."""
-        for writer in self.writers:
-            writer.write(row)
+        """An epoch's row, into both files; what fails there is said once, and made good as soon as it can be."""
+        self._rows.append(dict(row))
+        for writer, lenient in self.writers:
+            with lenient:
+                if writer.torn:
+                    writer.begin(self._rows)
+                else:
+                    writer.write(row)
 
     def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(self, *exception: Any) -> None:
         try:
-            for writer in self.writers:
-                writer.close()
+            for writer, lenient in self.writers:
+                with lenient:
+                    writer.close()
             self.checkpointer.__exit__(*exception)
         finally:
             self._unlock()

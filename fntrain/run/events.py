@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from .._core.check import did_you_mean
 from .._core.errors import ConfigError
@@ -120,6 +122,8 @@ class CallbackList:
                 owner = getattr(listener, "__self__", listener)
                 error.add_note(f"raised by the callback {_name(owner)} in {event}, at step {ctx.step}")
                 raise
+            if event in ("on_validation_end", "on_epoch_end"):
+                _as_numbers(ctx.logs)
         if (
             event == "on_epoch_end"
         ):  # whoever wanted them has had them: a batch is not kept over the next epoch
@@ -254,6 +258,17 @@ def _with_logs(callback: Any, name: str) -> Callable[[LoopContext], None]:
 
     listener.__qualname__ = _name(callback)
     return listener
+
+
+def _as_numbers(logs: dict[str, Any]) -> None:
+    """Make Python's numbers of scalars that a callback has added as arrays: all who come after read them."""
+    for name, x in logs.items():
+        if isinstance(x, jax.Array | np.ndarray | np.generic) and x.shape == () and _is_numeric(x.dtype):
+            logs[name] = jax.device_get(x).item()
+
+
+def _is_numeric(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
 
 
 def _has_state(callback: Any) -> bool:

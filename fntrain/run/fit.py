@@ -1,7 +1,9 @@
 """fit: validate, prepare, loop."""
 
 import dataclasses
+import html
 import signal
+import textwrap
 import weakref
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
@@ -13,10 +15,10 @@ from ..step.task import Task
 from . import prepare
 from .history import History
 from .options import Options
-from .signals import Signals
+from .signals import Interrupted, Signals
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FitResult(tuple[TrainState, History]):
     """What `fit` returns; `state, history = fit(...)` takes it apart.
 
@@ -38,7 +40,7 @@ class FitResult(tuple[TrainState, History]):
         `"stopped"` or `"interrupted"`.
     """
 
-    state: TrainState = dataclasses.field(repr=False)
+    state: TrainState
     history: History
     interrupted: bool = False
     stop_reason: str | None = None
@@ -56,6 +58,18 @@ class FitResult(tuple[TrainState, History]):
 
     def __getnewargs__(self) -> tuple[TrainState, History]:
         return self.state, self.history
+
+    def __repr__(self) -> str:
+        """The state and the history in short, and what else there is to say."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        said = [(name, getattr(self, name)) for name in fields]
+        shown = [f"{name}={value!r}" for name, value in said if value not in (None, False, [], 0.0)]
+        return "FitResult(\n" + textwrap.indent(",\n".join(shown), "  ") + "\n)"
+
+    def _repr_html_(self) -> str:
+        """The state and the history as tables, for a notebook."""
+        why = f"<p>{html.escape(self.stop_reason)}</p>" if self.stop_reason else ""
+        return why + self.state._repr_html_() + self.history._repr_html_()
 
 
 def fit(
@@ -139,7 +153,10 @@ def fit(
       RunLockedError: if another process is training in `run_dir`.
       CheckpointError: if there is nothing to resume with `resume="must"`, every checkpoint is damaged, or two saves
         in a row failed (of one, a warning tells, and the current step is saved in its place).
-      SystemExit: with status 143 after SIGTERM, once the state is saved. A second signal ends the process at once.
+      SystemExit: with status 143 after SIGTERM, 129 after SIGHUP, once the state is saved and handlers of your own
+        for it were called. A second signal ends the process at once.
+      Any error of data, callbacks or the loss, as it was raised, with a note of epoch, step and batch; the run is
+        saved first, in `run_dir`, where its state is still whole and finite.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -180,24 +197,30 @@ def fit(
     own = [state if donate else programs.copied(state)]
     del state
     # Signals from here on: an exception raised in the middle of a compilation can take the interpreter down.
-    with Signals() as signals:
-        feeds = prepare.feeds(task, own[0], data, options)
-        with prepare.directory(task, feeds, options) as run:
-            loop = prepare.loop(task, own, feeds, run, options, signals, given)
-            interrupted = loop.run_all()
-            result = FitResult(
-                loop.ctx.state,
-                loop.ctx.history,
-                interrupted,
-                loop.ctx.stop_reason,
-                loop.ctx.run_dir,
-                loop.chunk,
-                loop.ctx.data_seconds or 0.0,
-                [] if run is None else run.checkpoints(),
-                loop.rescue.found,
-                loop.rescue.capsule,
-                loop.ctx.diverged,
-            )
-    if signals.received == signal.SIGTERM:
-        raise SystemExit(143)
+    saved = "" if run_dir is None else f", and is saved in {run_dir}"
+    said = f"the run ends at the next step's edge{saved}; a second signal ends it at once, unsaved"
+    with Signals(said) as signals:
+        try:
+            feeds = prepare.feeds(task, own[0], data, options, signals)
+        except Interrupted:  # before the first batch has come
+            result = FitResult(own.pop(), History([], task.metrics), interrupted=True)
+        else:
+            with prepare.directory(task, feeds, options) as run:
+                loop = prepare.loop(task, own, feeds, run, options, signals, given)
+                interrupted = loop.run_all()
+                result = FitResult(
+                    loop.ctx.state,
+                    loop.ctx.history,
+                    interrupted,
+                    loop.ctx.stop_reason,
+                    loop.ctx.run_dir,
+                    loop.chunk,
+                    loop.ctx.data_seconds or 0.0,
+                    [] if run is None else run.checkpoints(),
+                    loop.rescue.found,
+                    loop.rescue.capsule,
+                    loop.ctx.diverged,
+                )
+    if signals.received not in (None, signal.SIGINT):
+        raise SystemExit(128 + signals.received)  # as the system says of one that a signal has ended
     return result

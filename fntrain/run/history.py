@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .._core.errors import DataError
+from .._core.errors import ConfigError, DataError
 from .._core.ranking import Direction, best_of
 from ..metrics import Metric
+from ..show.notebook import MOST_ROWS, Cell, page
+from ..show.text import is_number, number_text
 
 UNFINISHED = "unfinished"
 """The column of rows that were measured inside an epoch: True there, and no other row has it."""
@@ -86,9 +88,18 @@ class History(Mapping[Any, Any]):
         return [dict(row) for row in self._rows]
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame, one row an epoch (pandas is not a dependency of ours)."""
-        import pandas
+        """A pandas DataFrame, one row an epoch (pandas is not a dependency of ours).
 
+        Raises:
+          ConfigError: if pandas is not installed.
+        """
+        try:
+            import pandas  # type: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigError(
+                "`to_pandas()` needs pandas, which is not installed: `pip install pandas`; `rows()` gives the same as "
+                "a list of dicts"
+            ) from error
         return pandas.DataFrame(self._rows)
 
     def __getitem__(self, column: str) -> list[Any]:
@@ -106,6 +117,18 @@ class History(Mapping[Any, Any]):
         inside = len(self._rows) - self._epochs
         more = f" and {inside} row{'s' * (inside > 1)} inside epochs" if inside else ""
         return f"History({self._epochs} epochs{more}, columns {list(self._columns)})"
+
+    def _repr_html_(self) -> str:
+        """The last epochs as a table, for a notebook."""
+        columns, rows = list(self._columns), self._rows[-MOST_ROWS:]
+        cells = [[Cell(_cell_text(row.get(column))) for column in columns] for row in rows]
+        return page("History", None, f"{len(self._rows)} epochs", columns, cells, len(self._rows) - len(rows))
+
+
+def _cell_text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return number_text(value) if value is None or is_number(value) else str(value)
 
 
 def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

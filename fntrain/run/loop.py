@@ -19,7 +19,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .._core.errors import DataError
+import jax
+
+from .. import tree
+from .._core.errors import CheckpointError, DataError
 from ..data import feed as feed_lib
 from ..data.feed import Feed, Piece
 from ..data.position import Position
@@ -28,6 +31,7 @@ from ..step import programs
 from ..step.packed import Packed, on_host
 from ..step.state import TrainState
 from ..step.step import compute_metrics
+from ..transforms.guard import all_finite
 from .context import LoopContext
 from .directory import RunDirectory
 from .epoch import fetched
@@ -35,7 +39,7 @@ from .events import CallbackList
 from .history import UNFINISHED, History, plain, plain_rows
 from .options import Options
 from .rescue import Rescue, gone_back, has_finite_params
-from .signals import Signals
+from .signals import Interrupted, Signals
 
 
 @dataclasses.dataclass
@@ -79,8 +83,13 @@ class Loop:
             try:
                 while not self._done():
                     self._epoch()
+            except Interrupted:
+                pass  # `signals.received` says it
             except KeyboardInterrupt:
                 interrupted = True
+            except BaseException as error:
+                self._keep(error)
+                raise
             interrupted |= self.signals.received == signal.SIGINT
             while self.run is not None and (self.saved_step != ctx.step or self.run.failed(wait=True)):
                 self._save()
@@ -196,14 +205,18 @@ class Loop:
         try:
             while True:
                 began = time.perf_counter()
-                piece = next(pieces, None)
+                if isinstance(pieces, Prefetcher):
+                    with self.signals.waiting:
+                        piece = next(pieces, None)
+                else:  # it makes the batch, and says itself where it waits
+                    piece = next(pieces, None)
                 self.ctx.data_seconds = (self.ctx.data_seconds or 0.0) + time.perf_counter() - began
                 if piece is None:
                     return
                 yield piece
         finally:
             if isinstance(pieces, Prefetcher):
-                pieces.close()
+                pieces.close(wait=not self._interrupted())
 
     def _room(self, step: int) -> int:
         """How many steps the next dispatch may take after this one; 0 where the run ends."""
@@ -326,6 +339,30 @@ class Loop:
         due = every is None or ctx.step % every == 0 or ctx.save_requested
         if self.run is not None and (due or not whole or self.run.failed()):
             self._save(rows)
+
+    def _keep(self, error: BaseException) -> None:
+        """Save what an error would lose, and note on it where the run was."""
+        ctx = self.ctx
+        error.add_note(
+            f"raised in epoch {ctx.epoch} at step {ctx.step}, with {ctx.epoch_step} batches of the epoch trained on: "
+            f"batch {ctx.epoch_step} comes next"
+        )
+        if self.run is None or ctx.step in (ctx.resumed_step, self.saved_step):
+            return
+        if jax.process_count() > 1:
+            return  # the others know nothing of the error, and saving takes all of them
+        try:
+            if any(x.is_deleted() for x in jax.tree.leaves((ctx.state, self.metrics))):
+                raise CheckpointError("the step that failed has consumed it")
+            if not jax.device_get(all_finite(tree.split(ctx.state.params)[0])):
+                raise CheckpointError("its parameters are not finite")
+            self._save()
+            self.run.checkpoints()  # waits for it
+        except Exception as failure:  # what matters is the first error
+            last = "" if self.saved_step is None else f"; saved is step {self.saved_step}"
+            error.add_note(f"the state of step {ctx.step} was not saved: {failure}{last}")
+        else:
+            error.add_note(f"step {ctx.step} is saved in {self.run.path}: `resume=True` goes on from it")
 
     def _save(self, rows: int | None = None) -> None:
         """A checkpoint of the run, with so many rows in its history; None is all there are."""

@@ -57,10 +57,15 @@ def check_processes(state: TrainState, options: Options) -> None:
         )
 
 
-def feeds(task: Task, state: TrainState, data: Any, options: Options) -> Feeds:
-    """Data at the door, and what steps on it report."""
+def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: Signals) -> Feeds:
+    """Data at the door, and what steps on it report.
+
+    Raises:
+      Interrupted: if a signal comes while the first batch is waited for.
+    """
+    waiting = signals.waiting
     source = as_source(data, options.batch_size, shuffle=options.shuffle, seed=options.seed)
-    training = Feed(task, state, source, train=True, name="data")
+    training = Feed(task, state, source, train=True, name="data", waiting=waiting)
     if source.endless and options.steps is None and options.max_time is None:
         raise DataError("`data` has no end, and so an epoch of it has none: give `steps`, not `epochs`")
     evaluation = None
@@ -73,7 +78,7 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options) -> Feeds:
                 f"`{name}` is read at every validation, and {type(options.validation_data).__name__} can be read only "
                 f"once: give arrays, a list (`list(...)`), a loader, or a function `epoch -> iterable`"
             )
-        evaluation = Feed(task, state, held_out, train=False, name=name)
+        evaluation = Feed(task, state, held_out, train=False, name=name, waiting=waiting)
     return Feeds(training, evaluation)
 
 

@@ -1,5 +1,6 @@
 """Rows of metrics in files: CSV and JSON lines, one row an epoch, whole over kills and resumes."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -13,9 +14,10 @@ from typing import Any, Self, TextIO
 import jax
 import numpy as np
 
-from .._core.check import integer
+from .._core import check
 from .._core.errors import ConfigError, DataError
-from .._core.files import write_text
+from .._core.files import keep_aside, write_text
+from .._core.lenient import say
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -26,12 +28,12 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
       DataError: if a line is damaged; its number is named.
     """
-    text = _whole_lines(Path(path))
+    text = _text_of(Path(path))
     suffix = Path(path).suffix
     if suffix == ".jsonl" or (suffix != ".csv" and text[:1] in ("{", "")):
         return [_object(line, f"{path}, line {n},") for n, line in enumerate(text.split("\n")[:-1], 1)]
     rows: list[dict[str, Any]] = []
-    header, *lines = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
+    header, *lines = _cells(text, path) or [[]]
     for number, line in enumerate(lines, 2):
         if len(line) != len(header):
             raise DataError(f"{path}, row {number}, has {len(line)} cells under {len(header)} columns")
@@ -50,19 +52,80 @@ class _Writer:
     """What both writers share: a file that is appended to, row by row, each flushed."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path: Path = Path(path).expanduser()
+        self.path: Path = check.path("path", path)
         if self.path.is_dir():
             raise ConfigError(f"`path` must be a file, and {self.path} is a directory")
         self._file: TextIO | None = None
-        if self.path.exists() and self.path.stat().st_size != len(whole := _whole_lines(self.path).encode()):
-            os.truncate(self.path, len(whole))  # the process before was killed within a row
+        self.torn = False  # whether a row could not be written as a whole
+        if self.path.exists() and self.path.stat().st_size != (whole := len(_whole_lines(self.path))):
+            os.truncate(self.path, whole)  # the process before was killed within a row
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row."""
+        raise NotImplementedError
+
+    def truncate(self, *, after_epoch: int) -> None:
+        """Drop the rows of later epochs than `after_epoch`."""
+        raise NotImplementedError
+
+    def begin(self, rows: list[dict[str, Any]], *, whole: bool = True) -> None:
+        """Have the file hold these rows and no others: those of the epochs that are done.
+
+        Rows of later epochs, which a killed run has left, are dropped: it will write them again. A file that holds
+        anything else than these rows is kept aside, under a name that a warning gives, and written anew.
+
+        Args:
+          rows: a run's history.
+          whole: whether a row of the file has to have every column that the history has.
+        """
+        wrong = self._differs(rows, whole)
+        if wrong is None:
+            self.truncate(after_epoch=len(rows))
+            return
+        self.close()
+        if wrong:
+            kept = keep_aside(self.path)
+            say(f"{self.path} {wrong}; it is kept as {kept.name}, and written anew from the run's history")
+        self._write_all(rows)
+        self.torn = False
+
+    def _differs(self, rows: list[dict[str, Any]], whole: bool) -> str | None:
+        """What there is in the file that these rows have not; `""` if it only lacks some, None if it has them all."""
+        try:
+            found = read_rows(self.path)
+        except DataError as error:
+            return f"is damaged ({error})"
+        if not rows and found:
+            return "has rows, and there is no checkpoint that knows of them"
+        for n, (has, row) in enumerate(zip(found, rows), 1):
+            wanted = self._read_back(row)
+            if has.keys() - wanted.keys() or (whole and wanted.keys() - has.keys()):
+                return f"has other columns than the run, in row {n}"
+            if any(repr(has[name]) != repr(wanted[name]) for name in has):  # NaN is not equal to itself
+                return f"has other values than the run, in row {n}"
+        return "" if self.torn or len(found) < len(rows) else None
+
+    def _read_back(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row as it would come back from the file."""
+        raise NotImplementedError
+
+    def _write_all(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the file by one of these rows; by none, if there are none."""
+        raise NotImplementedError
 
     def _append(self, text: str) -> None:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
-        self._file.write(text)
-        self._file.flush()
+        self.torn = True
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
+            self._file.write(text)
+            self._file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # it would try to write the rest
+                self.close()
+            raise
+        self.torn = False
 
     def _replace(self, text: str) -> None:
         self.close()
@@ -70,9 +133,9 @@ class _Writer:
 
     def close(self) -> None:
         """Close the file; a later `write` opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -109,8 +172,7 @@ class JSONLWriter(_Writer):
         Raises:
           DataError: if a value is neither number, text, None, array, nor a list or dict of such.
         """
-        row = {str(name): _jsonable(_plain(value, str(name))) for name, value in row.items()}
-        self._append(json.dumps(row, allow_nan=False) + "\n")
+        self._append(_line(row))
 
     def truncate(self, *, after_epoch: int, steps: Collection[int] = ()) -> None:
         """Drop the rows of later epochs than `after_epoch`, atomically: what a resumed run writes again.
@@ -119,14 +181,20 @@ class JSONLWriter(_Writer):
           after_epoch: the last epoch that stays.
           steps: rows of these steps stay, whatever their epoch.
         """
-        integer("after_epoch", after_epoch, at_least=0)
+        check.integer("after_epoch", after_epoch, at_least=0)
         if self.path.exists():
-            lines = _whole_lines(self.path).split("\n")[:-1]
+            lines = _text_of(self.path).split("\n")[:-1]
             rows = [_object(line, self.path) for line in lines]
             stay = [_epoch(row.get("epoch")) <= after_epoch or row.get("step") in steps for row in rows]
             kept = list(itertools.compress(lines, stay))
             if len(kept) < len(lines):
                 self._replace("".join(line + "\n" for line in kept))
+
+    def _read_back(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return _object(_line(row), self.path)
+
+    def _write_all(self, rows: list[dict[str, Any]]) -> None:
+        self._replace("".join(map(_line, rows)))
 
 
 class CSVWriter(_Writer):
@@ -159,7 +227,14 @@ class CSVWriter(_Writer):
 
     def __init__(self, path: str | os.PathLike[str]):
         super().__init__(path)
-        self._header = (self._rows() or [[]])[0]
+        self._known: list[str] | None = None
+
+    @property
+    def _header(self) -> list[str]:
+        """The columns of the file; read when the first row is written, for `begin` may replace the file."""
+        if self._known is None:
+            self._known = (self._rows() or [[]])[0]
+        return self._known
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row; see the class for what becomes of the values.
@@ -167,7 +242,7 @@ class CSVWriter(_Writer):
         Raises:
           DataError: if a value is neither number, text, None, array, nor a list or dict of such.
         """
-        cells = {_text(str(name)): _cell(_plain(value, str(name))) for name, value in row.items()}
+        cells = _cells_of(row)
         new = [name for name in cells if name not in self._header]
         line = [cells.get(name, "") for name in [*self._header, *new]]
         if not new:
@@ -177,7 +252,7 @@ class CSVWriter(_Writer):
         header = [*self._header, *new]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._replace(_csv([header, *(old + [""] * len(new) for old in rows), line]))
-        self._header = header
+        self._known = header
 
     def truncate(self, *, after_epoch: int, steps: Collection[int] = ()) -> None:
         """Drop the rows of later epochs than `after_epoch`, atomically: what a resumed run writes again.
@@ -186,7 +261,7 @@ class CSVWriter(_Writer):
           after_epoch: the last epoch that stays.
           steps: rows of these steps stay, whatever their epoch.
         """
-        integer("after_epoch", after_epoch, at_least=0)
+        check.integer("after_epoch", after_epoch, at_least=0)
         if "epoch" in self._header:
             header, *rows = self._rows()
             known = ("epoch", "step")
@@ -196,14 +271,57 @@ class CSVWriter(_Writer):
             if len(kept) < len(rows):
                 self._replace(_csv([header, *kept]))
 
+    def _differs(self, rows: list[dict[str, Any]], whole: bool) -> str | None:
+        wrong = super()._differs(rows, whole)
+        if wrong == "" and rows:
+            foreign = set(self._header) - {name for row in rows for name in _cells_of(row)}
+            wrong = f"has other columns than the run, {sorted(foreign)}" if foreign else ""
+        return wrong
+
     def _rows(self) -> list[list[str]]:
-        return list(csv.reader(io.StringIO(_whole_lines(self.path), newline="")))
+        return _cells(_text_of(self.path), self.path)
+
+    def _read_back(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {_parsed_text(name): _parsed(cell) for name, cell in _cells_of(row).items() if cell}
+
+    def _write_all(self, rows: list[dict[str, Any]]) -> None:
+        lines = [_cells_of(row) for row in rows]
+        self._known = list(dict.fromkeys(name for line in lines for name in line))
+        head = [self._known] if rows else []
+        self._replace(_csv([*head, *([line.get(name, "") for name in self._known] for line in lines)]))
 
 
-def _whole_lines(path: Path) -> str:
-    """The text up to the last line break: what follows it was cut off."""
+def _whole_lines(path: Path) -> bytes:
+    """The file up to the last line break: what follows it was cut off."""
     content = path.read_bytes() if path.exists() else b""
-    return content[: content.rfind(b"\n") + 1].decode()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return _whole_lines(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from None
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    row = {str(name): _jsonable(_plain(value, str(name))) for name, value in row.items()}
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _cells(text: str, path: Any) -> list[list[str]]:
+    """The cells of a CSV text, line by line, whatever their size: an array is one cell."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        return list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise DataError(f"{path} is no CSV: {error}") from None
+    finally:
+        csv.field_size_limit(limit)  # it is one for the whole process
+
+
+def _cells_of(row: Mapping[str, Any]) -> dict[str, str]:
+    return {_text(str(name)): _cell(_plain(value, str(name))) for name, value in row.items()}
 
 
 def _epoch(value: Any) -> float:

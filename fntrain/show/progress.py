@@ -1,11 +1,16 @@
 """The progress of a run: a live bar on a terminal, a table in a notebook, a plain line an epoch elsewhere."""
 
+import contextlib
+import functools
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._core.lenient import Lenient
 from .notebook import MOST_ROWS, Cell, Output, page
+from .streams import LogsAbove
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +39,25 @@ class _Mark(NamedTuple):
         return (step - self.step) / (now - self.time) if step > self.step and now > self.time else None
 
 
+# Columns: in less a bar and a table say nothing, and a width of 0 is one that nobody knows.
+_NARROWEST = 32
+
+
+def _harmless(event: Callable[["ProgressBar", Any], None]) -> Callable[["ProgressBar", Any], None]:
+    """An event out of which no failure leads: a display that fails is taken off, and the run goes on."""
+
+    @functools.wraps(event)
+    def shown(self: "ProgressBar", ctx: Any) -> None:
+        if self._lenient.failed:
+            return
+        with self._lenient:
+            event(self, ctx)
+        if self._lenient.failed:
+            self.close()
+
+    return shown
+
+
 class ProgressBar:
     """Show how a run is doing: where it is, how fast it is, what it will come to.
 
@@ -46,6 +70,10 @@ class ProgressBar:
     time, validation included, so that rate and remaining time agree. The first step of a process, which
     compiles, does not count; nor, once two epochs are over, does the first of them, which compiled the
     validation.
+
+    A display that fails (a pipe that is closed, a disk that is full) is said once, by a warning, and taken off; what
+    an output's encoding lacks is shown as `?`. While somebody else draws below the text (another bar, of Rich or of
+    tqdm, or the run in whose callback this one runs) there are plain lines, above theirs.
 
     Args:
       console: the Rich console to write to; None makes one on the standard output when the run begins.
@@ -75,15 +103,23 @@ class ProgressBar:
         self._given = console
         self._clock = clock
         self._live: Any = None
+        self._logs = LogsAbove()
         self._notebook: Output | None = None
+        self._lenient = Lenient("the progress display", (Exception,))
 
     def on_fit_begin(self, ctx: Any) -> None:
         """Forget the last run and, on a terminal, draw the bar."""
+        self.close()
+        self._lenient = Lenient("the progress display", (Exception,))
+        self._begin(ctx)
+
+    @_harmless
+    def _begin(self, ctx: Any) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self.close()
         self._console = self._given or Console()
+        self._encoding = getattr(self._console.file, "encoding", None) or "utf-8"
         self._known = getattr(getattr(ctx, "history", None), "direction", None)
         self._began = self._clock()
         self._due = -math.inf  # the first step always comes through, to be left out of the rates
@@ -98,9 +134,11 @@ class ProgressBar:
         if self._console.is_jupyter:
             self._notebook = Output()
             self._draw(ctx, self._began)
-        elif self._console.is_terminal and self._console.is_interactive:
+        elif self._console.is_terminal and self._console.is_interactive and self._has_room():
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._logs = LogsAbove(sys.stdout, sys.stderr)
             self._live.start()
+            self._logs.start()
             self._draw(ctx, self._began)
 
     def on_epoch_begin(self, ctx: Any) -> None:
@@ -117,13 +155,14 @@ class ProgressBar:
             self._since = self._epoch_since = _Mark(now, ctx.step)
         self._due = math.inf
         if self._live is not None or self._notebook is not None:
-            self._draw(ctx, now)
+            self._redraw(ctx)
             self._due = now + (REFRESH_SECONDS if self._live is not None else NOTEBOOK_SECONDS)
 
     def on_log(self, ctx: Any) -> None:
         """Remember the running values for the next drawing."""
         self._running = dict(ctx.logs)
 
+    @_harmless
     def on_epoch_end(self, ctx: Any) -> None:
         """Print the epoch's line."""
         now = self._clock()
@@ -147,6 +186,7 @@ class ProgressBar:
             self._print_row(ctx, rate)
         self._draw(ctx, now)
 
+    @_harmless
     def on_fit_end(self, ctx: Any) -> None:
         """Take the bar away and sum the run up."""
         now = self._clock()
@@ -164,9 +204,8 @@ class ProgressBar:
         if on_terminal:
             if self._columns:
                 self._console.print(self._summary())
-            self._console.print(
-                "  " + ", ".join(["diverged"] * (end == "diverged") + said), style="dim", highlight=False
-            )
+            said = self._encoded("  " + ", ".join(["diverged"] * (end == "diverged") + said))
+            self._console.print(said, style="dim", highlight=False, markup=False)
             return
         if notebook is not None:
             notebook.show(page(end, None, ", ".join(said), *self._table(ctx)))
@@ -182,15 +221,48 @@ class ProgressBar:
     def close(self) -> None:
         """Take the bar off the screen, if there is one; a run that ends with an error needs no more."""
         self._notebook = None  # its output stays as it is
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            self._logs.stop()
+            with contextlib.suppress(
+                Exception
+            ):  # it gives back what it has taken, whether it can be drawn or not
+                live.stop()
 
     # How it looks.
 
+    def _has_room(self) -> bool:
+        """Tell whether there is room for a bar, and nobody who draws one there."""
+        return self._console.width >= _NARROWEST and (self._given is not None or not _others_bar())
+
     def _plain(self, line: str) -> None:
         # Not through Rich, which would wrap the line, and make HTML of it in a notebook.
-        print(line.rstrip(), file=self._console.file, flush=True)
+        line = self._encoded(line.rstrip())
+        if self._given is not None or not _others_bar():
+            print(line, file=self._console.file, flush=True)
+        elif bars := _tqdm():
+            bars.write(line)
+        else:  # the bar's own way of having text above it
+            print(line, file=sys.stdout, flush=True)
+
+    def _encoded(self, text: str) -> str:
+        return text.encode(self._encoding, "replace").decode(self._encoding)
+
+    @property
+    def _more(self) -> Any:
+        """How a text ends that has no room: the dots are a sign that not every encoding has."""
+        return "ellipsis" if self._encoded("…") == "…" else "crop"
+
+    @property
+    def _dot(self) -> str:
+        return " · " if self._encoded("·") == "·" else ", "
+
+    def _short(self, name: str) -> str:
+        return self._encoded(_short(name))
+
+    @_harmless
+    def _redraw(self, ctx: Any) -> None:
+        self._draw(ctx, self._clock())
 
     def _rates(self, ctx: Any, rate: float | None) -> list[str]:
         if rate is None:
@@ -218,7 +290,7 @@ class ProgressBar:
         from rich.text import Text
 
         epoch = _of(ctx.epoch, ctx.epochs).rjust(5)
-        widths = {name: max(8, len(_short(name))) for name in self._shown()}
+        widths = {name: max(8, len(self._short(name))) for name in self._shown()}
         room = self._console.width - len(epoch) - 10
         kept = []
         for name in sorted(widths, key=lambda n: n not in ("loss", "val_loss")):  # the losses always stay
@@ -227,7 +299,7 @@ class ProgressBar:
                 break
             kept.append(name)
         kept = [name for name in widths if name in kept]
-        cells = ["epoch".rjust(len(epoch)), *(_short(n).rjust(widths[n]) for n in kept), " steps/s"]
+        cells = ["epoch".rjust(len(epoch)), *(self._short(n).rjust(widths[n]) for n in kept), " steps/s"]
         header = "  ".join(cells)
         if header != self._header:  # the first row, a new column, a window of another width
             self._header = header
@@ -263,7 +335,7 @@ class ProgressBar:
             rows.append(
                 [Cell(_of(self._epochs[i], ctx.epochs)), *cells, Cell(number_text(speed) if speed else "")]
             )
-        return ["epoch", *map(_short, shown), "steps/s"], rows, first
+        return ["epoch", *map(self._short, shown), "steps/s"], rows, first
 
     def _draw(self, ctx: Any, now: float) -> None:
         if self._notebook is not None:
@@ -279,9 +351,9 @@ class ProgressBar:
         from rich.text import Text
 
         top = Table.grid(expand=True, padding=(0, 2))
-        top.add_column(no_wrap=True)
+        top.add_column(no_wrap=True, overflow=self._more)
         top.add_column(ratio=1)
-        top.add_column(no_wrap=True)
+        top.add_column(no_wrap=True, overflow=self._more)
         top.add_row(
             Text.assemble((f"epoch {_of(ctx.epoch, ctx.epochs)}", "bold"), f"  step {self._step(ctx)}"),
             Bar(ctx.steps, ctx.step, pulse=ctx.steps is None, complete_style="cyan", finished_style="cyan"),
@@ -294,7 +366,7 @@ class ProgressBar:
             if len(text) + 3 <= room:
                 values.append(text)
                 room -= len(text) + 3
-        bottom = Text(" · ".join(values + parts), style="dim", no_wrap=True, overflow="ellipsis")
+        bottom = Text(self._dot.join(values + parts), style="dim", no_wrap=True, overflow=self._more)
         self._live.update(Group(top, bottom), refresh=True)
 
     def _step(self, ctx: Any) -> str:
@@ -309,7 +381,7 @@ class ProgressBar:
     def _values(self) -> list[str]:
         """List the running values, in reading order."""
         return [
-            f"{_short(name)} {number_text(self._running[name])}"
+            f"{self._short(name)} {number_text(self._running[name])}"
             for name in sorted(self._running, key=reading_order)
             if is_number(self._running[name]) and name not in _COUNTS | _DETAILS
         ]
@@ -323,7 +395,7 @@ class ProgressBar:
             seen = [v for v in values if v is not None]
             i = best_index(name, values, self._known)
             best = ("", "") if i is None else (number_text(values[i]), str(self._epochs[i]))
-            rows.append([_short(name), number_text(seen[0]), *best, number_text(seen[-1])])
+            rows.append([self._short(name), number_text(seen[0]), *best, number_text(seen[-1])])
         # In a narrow window whole columns go, those that matter least first, rather than the ends of all.
         widths = [max(map(len, column)) + 3 for column in zip(*rows)]
         kept = [0, 1, 2, 3, 4]
@@ -332,10 +404,21 @@ class ProgressBar:
                 kept.remove(column)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=True)
         for i in kept:
-            table.add_column(rows[0][i], justify="right" if i else "left", no_wrap=True)
+            table.add_column(rows[0][i], justify="right" if i else "left", no_wrap=True, overflow=self._more)
         for row in rows[1:]:
             table.add_row(*(row[i] for i in kept))
         return table
+
+
+def _tqdm() -> Any:
+    """Tqdm's class, if one of its bars is on the screen."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    return bars if getattr(bars, "_instances", None) else None
+
+
+def _others_bar() -> bool:
+    """Tell whether somebody draws on the terminal already: Rich stands in for the standard output then."""
+    return hasattr(sys.stdout, "rich_proxied_file") or _tqdm() is not None
 
 
 def _short(name: str) -> str:

@@ -6,7 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from .._core.ranking import Direction, best_of
+from .._core.sizes import bytes_text as bytes_text
 
 Known = Callable[[str], Direction | None] | None
 
@@ -57,6 +61,12 @@ def best_index(name: str, values: list[Any], known: "Known" = None) -> int | Non
 
 def is_number(x: Any) -> bool:
     """Tell a real number on the host from an array, a table or None."""
+    if isinstance(x, np.generic | np.ndarray) and not isinstance(
+        x, numbers.Real
+    ):  # bfloat16 is none to Python
+        return x.shape == () and (
+            jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+        )
     return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
@@ -69,6 +79,7 @@ def number_text(x: Any) -> str:
     """
     if not is_number(x):
         return "-"
+    x = x if isinstance(x, numbers.Real) else float(x)
     size = abs(x)
     if isinstance(x, numbers.Integral) or not math.isfinite(x) or (x == int(x) and size != 1 and size < 1e7):
         return f"{x:.0f}"  # a count; an accuracy of one is written 1.000
@@ -94,16 +105,3 @@ def duration_text(seconds: float) -> str:
     if days:
         return f"{days} d {h:02}:{m:02}:{s:02}"
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
-
-
-def bytes_text(n: float) -> str:
-    """Write a number of bytes: `8.1 kB`.
-
-    Examples:
-      >>> [bytes_text(n) for n in (12, 8100, 3.2e9)]
-      ['12 B', '8.1 kB', '3.2 GB']
-    """
-    if n < 1000:
-        return f"{n:.0f} B"
-    power = min(int(math.log10(n)) // 3, 4)
-    return f"{n / 1000**power:.1f} {'_kMGT'[power]}B"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from .. import precision, tree
 from .._core.check import did_you_mean, function, is_concrete, is_function, said
 from .._core.errors import ArgumentError, ConfigError, ConsumedStateError
+from .._core.sizes import bytes_text
 from .._core.typing import Params, PyTree
 from ..sharding import rules as sharding
 from ..transforms.types import Carrier, recorded
@@ -32,6 +34,17 @@ class TrainState(Carrier):
       opt_state: the transform's state.
       model_state: mutable collections of the model (batch statistics, say), or None.
       key: the run's root PRNG key; it never changes.
+
+    Examples:
+      >>> import fntrain as ft, numpy as np
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b @ p["w"], 0), ft.optimizers.adam(1e-3))
+      >>> ft.init_state(task, {"w": np.zeros(1000, np.float32)})
+      TrainState(
+        step: 0, 0 updates
+        params: 1,000 in 1 array (float32), 4.0 kB: w: float32[1000]
+        opt_state: 2,004 in 6 arrays (float32, int32), 8.0 kB, ScaleByAdamState, ScaleByLearningRateState
+        model_state: None
+      )
     """
 
     step: jax.Array
@@ -50,6 +63,53 @@ class TrainState(Carrier):
                     f"`{name}` is no field of TrainState, which has {tree.some(names)}{did_you_mean(name, names)}"
                 )
         return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        """What it is, and not the numbers in it."""
+        return "TrainState(\n" + "".join(f"  {name}: {what}\n" for name, what in self._said()) + ")"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for a notebook."""
+        left = "style='text-align:left'"
+        rows = "".join(
+            f"<tr><th {left}>{name}</th><td {left}>{html.escape(what)}</td></tr>"
+            for name, what in self._said()
+        )
+        return f"<table><caption>TrainState</caption><tbody>{rows}</tbody></table>"
+
+    def _said(self) -> list[tuple[str, str]]:
+        names = dict.fromkeys(type(node).__name__ for _, node in tree.named_nodes(self.opt_state))
+        plain = (
+            "tuple",
+            "list",
+            "dict",
+            "NoneType",
+            *(type(x).__name__ for x in (self.params, self.model_state)),
+        )
+        own = [name for name in names if name not in plain]
+        return [
+            ("step", f"{_value(self.step)}, {_value(self.updates)} updates"),
+            ("params", f"{_amount(self.params)}: {tree.describe(self.params)}"),
+            ("opt_state", ", ".join([_amount(self.opt_state), *own[:6]]) + ", …" * (len(own) > 6)),
+            ("model_state", "None" if self.model_state is None else _amount(self.model_state)),
+        ]
+
+
+def _value(x: Any) -> str:
+    """A scalar as its number, where it has one here; else what it is."""
+    known = isinstance(x, jax.Array | np.ndarray | int) and is_concrete(x) and np.ndim(x) == 0
+    if not known or (isinstance(x, jax.Array) and (x.is_deleted() or not x.is_fully_addressable)):
+        return tree.describe(x).removeprefix("array: ")
+    return str(int(jax.device_get(x)))
+
+
+def _amount(part: PyTree) -> str:
+    arrays = [x for x in jax.tree.leaves(part) if hasattr(x, "dtype") and hasattr(x, "shape")]
+    if not arrays:
+        return "no arrays"
+    dtypes = ", ".join(sorted({str(x.dtype) for x in arrays}))
+    many = "array" if len(arrays) == 1 else "arrays"
+    return f"{tree.size(arrays):,} in {len(arrays)} {many} ({dtypes}), {bytes_text(tree.nbytes(arrays))}"
 
 
 class Variables(NamedTuple):

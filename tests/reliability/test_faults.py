@@ -141,10 +141,8 @@ def test_r13_every_way_out(exits, server, tmp_path, record):
         steps = Checkpointer(directory / "checkpoints").steps()
         if how in ("end", "thread"):
             assert max(steps) >= 18
-        elif how in ("interrupt", "sigterm", "sigint", "no with"):
-            assert max(steps) == at, (how, steps)
-        else:  # the last save that was due before that step is there (batches are read one ahead)
-            assert max(steps) == (at - 1) // 2 * 2, (how, at, steps)
+        else:  # whatever it was, the step that was taken is there
+            assert max(steps) == at, (how, at, steps)
         assert not list(directory.rglob("*orbax-checkpoint-tmp")), how
         if how != "no with":
             ft.run.lock.RunLock(directory).release()
