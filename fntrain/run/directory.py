@@ -144,8 +144,8 @@ class RunDirectory:
             writer.truncate(after_epoch=done.epochs, steps=done.inside(done.epochs + 1))
 
     def note(self, **more: Any) -> None:
-        """Write more about the run into `config.json`."""
-        self.config.update(more)
+        """Write more about the run into `config.json`, where what others have written meanwhile stays."""
+        self.config = {**self._existing_config(), **self.config, **more}
         if self._lock is not None:
             write_text(self.path / "config.json", json.dumps(self.config, indent=2, default=str) + "\n")
 
