@@ -150,8 +150,8 @@ class RunDirectory:
                 writer.begin(self._rows)
 
     def note(self, **more: Any) -> None:
-        """Write more about the run into `config.json`."""
-        self.config.update(more)
+        """Write more about the run into `config.json`, where what others have written meanwhile stays."""
+        self.config = {**self._existing_config(), **self.config, **more}
         if self._lock is not None:
             try:
                 write_text(self.path / "config.json", json.dumps(self.config, indent=2, default=str) + "\n")
