@@ -139,4 +139,5 @@ __all__ = [
     "tree",
 ]
 
-surface(__name__, hot=("TrainState",))  # each step makes one
+# Each step makes a TrainState; a frame around `fit` would hold the state given, and there would be two.
+surface(__name__, hot=("TrainState", "fit"))
