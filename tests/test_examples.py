@@ -24,7 +24,9 @@ def run(arguments, folder):
 
 def test_there_are_some():
     # Parametrised over nothing, the tests below would pass.
-    assert {"digits", "custom_loop"} <= {path.stem for path in EXAMPLES}
+    assert {"digits", "custom_loop", "nnx_cnn", "linen_cnn", "equinox_transformer", "imbalanced"} <= {
+        path.stem for path in EXAMPLES
+    }
     assert NOTEBOOKS
 
 
@@ -34,14 +36,18 @@ def test_there_are_some():
 )
 def test_example(path, tmp_path):
     out = run([path], tmp_path)
-    (accuracy,) = re.findall(r"^validation accuracy ([\d.]+)$", out, re.M)
-    assert float(accuracy) >= 0.95
+    if path.stem == "equinox_transformer":  # a language model, of which half the loss is learned in 150 steps
+        last, mean = map(float, re.search(r"last weights ([\d.]+), of their average ([\d.]+)", out).groups())
+        assert max(last, mean) < 2.6
+    else:
+        (accuracy,) = re.findall(r"^validation accuracy ([\d.]+)$", out, re.M)
+        assert float(accuracy) >= 0.95
     assert not list(tmp_path.iterdir())  # an example writes nothing
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_are_short(path):
-    assert len(path.read_text().splitlines()) < (120 if path.stem in ELSEWHERE else 60)
+    assert len(path.read_text().splitlines()) < (120 if path.stem in ELSEWHERE else 100)
 
 
 def cells(path):
