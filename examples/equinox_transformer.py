@@ -76,7 +76,9 @@ def main(steps=150):
     state = result.state
     last = ft.evaluate(task, state, held_out)
     mean = ft.evaluate(task, state.replace(params=ft.averaged(state)), held_out)
-    print(f"loss of the last weights {last['loss']:.3f}, of their average {mean['loss']:.3f} (uniform: 5.545)")
+    print(
+        f"loss of the last weights {last['loss']:.3f}, of their average {mean['loss']:.3f} (uniform: 5.545)"
+    )
 
 
 if __name__ == "__main__":

@@ -139,5 +139,4 @@ __all__ = [
     "tree",
 ]
 
-# Each step makes a TrainState; a frame around `fit` would hold the state given, and there would be two.
-surface(__name__, hot=("TrainState", "fit"))
+surface(__name__, hot=("TrainState",))  # each step makes one

@@ -38,9 +38,16 @@ def checked(function: F) -> F:
 
     Errors from inside it are left alone: what does not fit fails before there is a frame of the function.
     """
+    name = getattr(function, "__hands_over__", None)
+    place = list(inspect.signature(function).parameters).index(name) if name else 0
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if name is not None:
+            if name in kwargs:
+                kwargs[name] = Handed(kwargs[name])
+            elif len(args) > place:
+                args = (*args[:place], Handed(args[place]), *args[place + 1 :])
         try:
             return function(*args, **kwargs)
         except TypeError as error:
@@ -50,6 +57,35 @@ def checked(function: F) -> F:
 
     call.__checked__ = function  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+class Handed:
+    """An argument that a function is to be the only one to hold: the frame of its check holds this, and it is empty."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: Any):
+        self._held = held
+
+    def take(self) -> Any:
+        """What is in it, once."""
+        held, self._held = self._held, None
+        return held
+
+
+def hands_over(name: str) -> Callable[[F], F]:
+    """Mark a function that lets go of one of its arguments while it runs; it gets that one by `taken`."""
+
+    def mark(function: F) -> F:
+        function.__hands_over__ = name  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def taken(argument: Any) -> Any:
+    """The argument that was handed over, if it was, by a check; else the argument."""
+    return argument.take() if isinstance(argument, Handed) else argument
 
 
 def check_class(kind: type[Any]) -> None:

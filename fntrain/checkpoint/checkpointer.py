@@ -239,9 +239,12 @@ class Checkpointer:
         return sorted(self._shelf.index())
 
     def emptied(self) -> list[int]:
-        """The steps of which only directories are left: somebody has deleted their files."""
+        """The steps of which only directories are left, since somebody has deleted their files."""
         self.wait()
-        return self._shelf.emptied()
+        self._said = ", ".join(
+            map(str, self._shelf.emptied())
+        )  # whoever asks is told, and need not be warned
+        return self._shelf.emptied(bare=True)
 
     @property
     def latest_step(self) -> int | None:

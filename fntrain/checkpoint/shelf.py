@@ -52,16 +52,19 @@ class Shelf:
                 if (path / META).exists() or (path / "_CHECKPOINT_METADATA").exists():
                     yield int(match[1]), int(match[2] or 1), entry.name
 
-    def emptied(self) -> list[int]:
+    def emptied(self, *, bare: bool = False) -> list[int]:
         """The steps whose directories are there, as we make them, and whose files are not.
 
-        A step is committed whole, so something else took them. A directory with other things in it is somebody's own.
+        A step is committed whole, so something else took them.
+
+        Args:
+          bare: take a directory without any file for one as well, where nobody else would have made it.
         """
         if not self.directory.is_dir():
             return []
         found = {step for step, _, _ in self.names()}
         there = [(match, path) for path in self.directory.iterdir() if (match := _STEP.fullmatch(path.name))]
-        gone = {int(match[1]) for match, path in there if not path.is_symlink() and _is_emptied(path)}
+        gone = {int(match[1]) for match, path in there if not path.is_symlink() and _is_emptied(path, bare)}
         return sorted(gone - found)
 
     def index(self) -> dict[int, str]:
@@ -144,5 +147,7 @@ class Shelf:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _is_emptied(path: Path) -> bool:
-    return (path / META.parent).is_dir() or (path.is_dir() and not any(x.is_file() for x in path.rglob("*")))
+def _is_emptied(path: Path, bare: bool) -> bool:
+    return (path / META.parent).is_dir() or (
+        bare and path.is_dir() and not any(x.is_file() for x in path.rglob("*"))
+    )

@@ -168,14 +168,17 @@ def _batch_axes(module: Any) -> list[Any]:
 
 def _warn_of_aliases(arrays: Any) -> None:
     found: dict[int, str] = {}
+    twice = []
     for path, x in tree.items(arrays):
         if id(x) in found:
-            warnings.warn(
-                f"`module` holds one array as `{found[id(x)]}` and as `{path}`; in a tree they are two, and are "
-                f"trained apart: tie them with `equinox.nn.Shared`",
-                stacklevel=4,
-            )
-        found[id(x)] = path
+            twice.append(f"`{found[id(x)]}` and `{path}`")
+        found.setdefault(id(x), path)
+    if twice:
+        warnings.warn(
+            f"`module` holds one array at two places, which in a tree are two, and are trained apart: "
+            f"{', '.join(twice)}; tie them with `equinox.nn.Shared`",
+            stacklevel=4,
+        )
 
 
 def equinox(module: Any, state: Any = None, *, batched: bool = False) -> Equinox:

@@ -147,7 +147,7 @@ class RunDirectory:
                     say(f"{path} is a directory; it is kept as {keep_aside(path).name}")
                 writer = make(path)
                 self.writers.append((writer, lenient))
-                writer.begin(self._rows)
+                writer.begin(self._rows, resumed=self.extra is not None)
 
     def note(self, **more: Any) -> None:
         """Write more about the run into `config.json`, where what others have written meanwhile stays."""

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
+from .._core.arguments import hands_over, taken
 from ..step import checks, programs
 from ..step.provenance import BadStep
 from ..step.state import TrainState, check_state
@@ -72,6 +73,7 @@ class FitResult(tuple[TrainState, History]):
         return why + self.state._repr_html_() + self.history._repr_html_()
 
 
+@hands_over("state")
 def fit(
     task: Task,
     state: TrainState,
@@ -167,6 +169,7 @@ def fit(
       >>> round(float(state.params["w"]), 3), len(history["loss"])
       (2.99, 20)
     """
+    state = taken(state)
     options = Options(
         epochs=epochs,
         steps=steps,

@@ -1,5 +1,6 @@
 """predict: a model's outputs over a data set, row by row."""
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import PyTree
 from ..data import source as data_lib
+from ..data.feed import first_met
 from ..sharding.place import mesh_of, place
 from ..step import checks, programs
 from ..step.state import TrainState, check_state
@@ -60,12 +62,20 @@ def predict(
     wanted = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
     source = data_lib.as_source(data, batch_size, shuffle=False, seed=0)
     mesh = mesh_of(state)
+
+    def placed(batch: Any, weight: Any) -> tuple[Any, Any]:
+        return (batch, weight) if mesh is None else place(batch, weight, mesh)
+
+    first_met(
+        source,
+        "data",
+        lambda *first: jax.eval_shape(functools.partial(programs.outputs_of, task, state), *placed(*first)),
+    )
     parts, waiting = [], None
     for batch, weight in source.epoch(0, 0):
         rows = np.asarray(weight) != 0
-        given = (batch, weight) if mesh is None else place(batch, weight, mesh)
         with jax.transfer_guard_host_to_device("allow"):
-            out = programs.outputs_of(task, state, *given)
+            out = programs.outputs_of(task, state, *placed(batch, weight))
         out = _chosen(out, wanted, "predict_fn" if task.predict_fn else "loss_fn")
         if waiting is not None:
             parts.append(_fetched(*waiting))

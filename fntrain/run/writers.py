@@ -18,6 +18,7 @@ from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.files import keep_aside, write_text
 from .._core.lenient import say
+from .history import UNFINISHED
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -64,11 +65,11 @@ class _Writer:
         """Append a row."""
         raise NotImplementedError
 
-    def truncate(self, *, after_epoch: int) -> None:
-        """Drop the rows of later epochs than `after_epoch`."""
+    def truncate(self, *, after_epoch: int, steps: Collection[int] = ()) -> None:
+        """Drop the rows of later epochs than `after_epoch`, but for those of some steps."""
         raise NotImplementedError
 
-    def begin(self, rows: list[dict[str, Any]], *, whole: bool = True) -> None:
+    def begin(self, rows: list[dict[str, Any]], *, whole: bool = True, resumed: bool = True) -> None:
         """Have the file hold these rows and no others: those of the epochs that are done.
 
         Rows of later epochs, which a killed run has left, are dropped: it will write them again. A file that holds
@@ -77,10 +78,12 @@ class _Writer:
         Args:
           rows: a run's history.
           whole: whether a row of the file has to have every column that the history has.
+          resumed: whether a checkpoint speaks for the rows; else what the file holds is nobody's.
         """
-        wrong = self._differs(rows, whole)
+        wrong = self._differs(rows, whole, resumed)
         if wrong is None:
-            self.truncate(after_epoch=len(rows))
+            inside = [int(row["step"]) for row in rows if row.get(UNFINISHED)]
+            self.truncate(after_epoch=len(rows) - len(inside), steps=inside)
             return
         self.close()
         if wrong:
@@ -89,13 +92,13 @@ class _Writer:
         self._write_all(rows)
         self.torn = False
 
-    def _differs(self, rows: list[dict[str, Any]], whole: bool) -> str | None:
+    def _differs(self, rows: list[dict[str, Any]], whole: bool, resumed: bool) -> str | None:
         """What there is in the file that these rows have not; `""` if it only lacks some, None if it has them all."""
         try:
             found = read_rows(self.path)
         except DataError as error:
             return f"is damaged ({error})"
-        if not rows and found:
+        if found and not resumed:
             return "has rows, and there is no checkpoint that knows of them"
         for n, (has, row) in enumerate(zip(found, rows), 1):
             wanted = self._read_back(row)
@@ -271,8 +274,8 @@ class CSVWriter(_Writer):
             if len(kept) < len(rows):
                 self._replace(_csv([header, *kept]))
 
-    def _differs(self, rows: list[dict[str, Any]], whole: bool) -> str | None:
-        wrong = super()._differs(rows, whole)
+    def _differs(self, rows: list[dict[str, Any]], whole: bool, resumed: bool) -> str | None:
+        wrong = super()._differs(rows, whole, resumed)
         if wrong == "" and rows:
             foreign = set(self._header) - {name for row in rows for name in _cells_of(row)}
             wrong = f"has other columns than the run, {sorted(foreign)}" if foreign else ""

@@ -165,7 +165,7 @@ def on_host(x: jax.Array) -> bool:
 def mesh_of(state: PyTree) -> Mesh | None:
     """The mesh a state lives on, or None if it is on one device."""
     for x in jax.tree.leaves(state):
-        found = getattr(x.sharding, "mesh", None)
+        found = getattr(getattr(x, "sharding", None), "mesh", None)
         if isinstance(found, Mesh) and found.size > 1:
             return found
     return None

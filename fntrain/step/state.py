@@ -37,7 +37,7 @@ class TrainState(Carrier):
 
     Examples:
       >>> import fntrain as ft, numpy as np
-      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b @ p["w"], 0), ft.optimizers.adam(1e-3))
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b @ p["w"], b[:, 0]), ft.optimizers.adam(1e-3))
       >>> ft.init_state(task, {"w": np.zeros(1000, np.float32)})
       TrainState(
         step: 0, 0 updates
@@ -307,7 +307,7 @@ def _check_direction(task: Task) -> None:
             f"behind a learning rate, and one alone. End the chain with an optimizer, `chain(clip_by_norm(1.0), "
             f"fntrain.optimizers.adamw(1e-3))`, or with `fntrain.transforms.scale_by_learning_rate(0.1)`",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -178,7 +178,7 @@ def test_two_in_one_place_are_refused_before_training(tmp_path):
             )
         assert steps == []
         fit([saving(path)], epochs=1)  # the refused run holds nothing
-    with pytest.raises(ft.RunLockedError, match="checkpoints"):
+    with pytest.raises(ft.ConfigError, match="holds the run's own checkpoints"):
         fit([saving(tmp_path / "r" / "checkpoints")], epochs=1, run_dir=tmp_path / "r")
     assert [p.name for p in (tmp_path / "ck").iterdir() if not p.name[0].isdigit()] == []
 

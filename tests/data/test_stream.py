@@ -141,7 +141,7 @@ def test_a_scalar_loss_takes_no_weights():
 # --- the form of a batch
 
 FORMS = {
-    "x, y": (lambda: ft.fit(TASK, fresh(), X, Y), ft.ConfigError, [r"fit(task, state, (x, y))"]),
+    "x, y": (lambda: ft.fit(TASK, fresh(), X, Y), ft.ConfigError, ["(x, y)"]),
     "x, y evaluated": (lambda: ft.evaluate(TASK, fresh(), X, Y), ft.ConfigError, ["(x, y)"]),
     "x, y in steps": (lambda: ft.steps(TASK, fresh(), X, Y), ft.ConfigError, ["(x, y)"]),
     "x, y in run_epoch": (lambda: ft.run_epoch(TASK, fresh(), X, Y), ft.ConfigError, ["`training`", "(x, y)"]),

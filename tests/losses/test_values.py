@@ -271,7 +271,7 @@ INSIDE = {
 
 
 def test_every_loss_has_its_gradient_tested():
-    wanted = {name for name in losses.__all__ if name[0].islower()}
+    wanted = {name for name in losses.__all__ if name[0].islower()} - {"get"}
     assert wanted == {name.split(",")[0].split(" of ")[0] for name in DIFFERENTIABLE}
 
 

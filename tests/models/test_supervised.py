@@ -236,4 +236,6 @@ def test_several_inputs_and_a_model_that_asks_for_the_context():
     state = ft.init_state(task, model.init)
     wanted = (2 * X) @ np.asarray(state.params["w"])
     np.testing.assert_allclose(ft.predict(task, state, ((X, X), Y)), wanted, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(ft.predict(task, state, ((jnp.asarray(X), X), Y)), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        ft.predict(task, state, ((jnp.asarray(X), X), Y)), wanted, rtol=1e-5, atol=1e-6
+    )

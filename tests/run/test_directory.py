@@ -457,12 +457,15 @@ def test_a_checkpoint_beyond_the_last_step_returns_at_once_and_says_so(tmp_path)
 def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path):
     def never(params, batch, ctx):
         calls.append(1)
-        return ft.losses.mse(batch @ params["a"]["b"], batch[:, 0])
+        return ft.losses.mse(batch @ params["a"]["b"], batch[:, 0]).with_state(ctx.model_state)
 
     calls = []
     task = ft.Task(never, ft.optimizers.sgd(0.1))
-    state = ft.init_state(task, {"a": {"b": np.zeros(2, np.float32)}, "a/b": np.zeros(1, np.float32)})
-    with pytest.raises(ft.ConfigError, match="two leaves have the path `params/a/b`"):
+    state = ft.init_state(task, {"a": {"b": np.zeros(2, np.float32)}})
+    state = state.replace(
+        model_state={"c": {"d": np.zeros(1)}, "c/d": np.zeros(1)}
+    )  # parameters are looked at before
+    with pytest.raises(ft.ConfigError, match="two leaves have the path `model_state/c/d`"):
         ft.fit(task, state, X, epochs=1, run_dir=tmp_path, progress=False)
     assert len(calls) <= 2  # traced for its shapes, no more
     RunLock(tmp_path).release()

@@ -377,7 +377,7 @@ def test_a_run_on_grain_resumes_bitwise(kind, prefetch, tmp_path):
 def test_waiting_for_data_is_reported():
     slow = lambda epoch: (time.sleep(0.02) or b for b, _ in ft.data_loader((X, Y), 8))
     result = ft.fit(TASK, fresh(), slow, epochs=1, progress=False)
-    assert result.data_seconds >= 12 * 0.02
+    assert result.data_seconds >= 11 * 0.02  # the first of the 12 is met at the door
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_a_checkpoint_whose_files_are_gone_is_named(tmp_path):
     place = tmp_path / "run"
     straight = fit(place, epochs=3)
     emptied(place, [12])
-    with pytest.warns(RuntimeWarning, match="the files of step 12 are gone"):
+    with pytest.warns(RuntimeWarning, match="the files of `step 12` are gone"):
         result = fit(place, epochs=3)
     assert result.history.rows() == straight.history.rows()
 
@@ -124,7 +124,7 @@ def test_with_all_gone_a_run_does_not_start_over_silently(tmp_path):
     place = tmp_path / "run"
     fit(place, epochs=3)
     emptied(place, [4, 8, 12])
-    with pytest.raises(ft.CheckpointCorruptError, match="steps 4, 8, 12"):
+    with pytest.raises(ft.CheckpointCorruptError, match="`step 4`, `step 8`, `step 12` are gone"):
         fit(place, epochs=3)
     with pytest.raises(ft.CheckpointCorruptError, match="files of step 4, 8, 12 are gone"):
         ft.restore_params(place)
