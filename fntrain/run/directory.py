@@ -134,10 +134,10 @@ class RunDirectory:
         self.config: dict[str, Any] = {**document, **config, **task, "identity": self.identity}
         self.note_changes(self._changes)
         self.writers: list[tuple[Any, Lenient]] = []
+        self._rows: list[dict[str, Any]] = []
         if self._lock is None:
             return
         self.checkpointer.prepare()
-        self._rows: list[dict[str, Any]] = []
         if self.extra is not None:
             self._rows = [_thawed(row) for row in self.extra["history"]]
         for make, path in ((JSONLWriter, rows), (CSVWriter, self.path / "metrics.csv")):
