@@ -105,6 +105,14 @@ def test_readme_code_runs(tmp_path):
     assert float(accuracy) >= 0.95
 
 
+def test_the_page_on_models_runs(tmp_path):
+    page = (ROOT / "docs" / "models.md").read_text()
+    found = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert len(found) >= 6
+    (tmp_path / "models.py").write_text("\n".join(found))
+    run(["-W", "ignore", "models.py"], tmp_path)
+
+
 def test_readme_commands_come_first_and_are_those_that_ci_runs():
     first = blocks("sh")[0].splitlines()
     assert first[0].split("  #")[0].strip() == 'pip install -e ".[examples]" && fntrain demo'

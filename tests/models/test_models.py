@@ -1,8 +1,11 @@
 """Models of other libraries against the same steps taken by hand in those libraries."""
 
 import dataclasses
+import inspect
 import pickle
+import sys
 import warnings
+from pathlib import Path
 
 import equinox as eqx
 import haiku as hk
@@ -14,6 +17,11 @@ import pytest
 from flax import linen as nn, nnx
 
 import fntrain as ft
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import by_hand as by_hand_lib  # noqa: E402
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 6)).astype(np.float32)
@@ -471,3 +479,27 @@ def test_a_loss_that_forgets_the_statistics_is_told():
     )
     with pytest.warns(UserWarning, match="returns no model state in training"):
         ft.train_step(task, ft.init_state(task, model.init), (X, Y))
+
+
+# -- what the documentation counts --------------------------------------------------------------------------------
+
+
+def test_by_hand_it_takes_the_lines_that_are_counted_and_comes_to_the_same():
+    by_hand = {"NNX": (by_hand_lib.with_nnx, NNXNet), "Linen": (by_hand_lib.with_linen, LinenNet()),
+               "Equinox": (by_hand_lib.with_equinox, EquinoxNet)}  # fmt: skip
+    text = " ".join((ROOT / "docs" / "models.md").read_text().split())
+    x, y = np.tile(X, (3, 1)), np.tile(Y, 3)
+    for name, (function, net) in by_hand.items():
+        lines = [line for line in inspect.getsource(function).splitlines()[1:] if line.strip()]
+        assert f"{len(lines)} lines with {name}" in text or f"{len(lines)} with {name}" in text, (
+            name,
+            len(lines),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Equinox's padding
+            model = MAKE[name.lower()]()
+            task = ft.supervised(model, optimizer=ft.optimizers.adamw(3e-3), metrics=())
+            state = ft.init_state(task, model.init)
+            state, _ = ft.fit(task, state, (x, y), epochs=3, progress=False)
+            ours = ft.evaluate(task, state, (x, y))["loss"]
+        assert abs(function(net, x, y) - ours) < 0.25  # other draws, the same network
