@@ -36,6 +36,7 @@ from .checkpoint.keep import Keep as Keep
 from .checkpoint.params import restore_params as restore_params
 from .checkpoint.safetensors import export as export, load as load
 from .data.arrays import data_loader as data_loader
+from .data.named import named as named
 from .data.split import split as split
 from .losses.loss import Loss as Loss
 from .models.supervised import supervised as supervised
@@ -119,6 +120,7 @@ __all__ = [
     "merge_metrics",
     "metrics",
     "models",
+    "named",
     "optimizers",
     "plots",
     "precision",

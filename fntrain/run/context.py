@@ -128,7 +128,7 @@ class LoopContext:
         one_of("mode", mode, ("auto", "min", "max"))
         if mode != "auto":
             return mode
-        known = direction(self.task.metrics, monitor)
+        known = direction(self.task.metrics, monitor, self.history.prefixes)
         if known is None:
             raise ConfigError(
                 f'`mode` must be "min" or "max" for {monitor!r}: whether more of it is better is not known, since no '

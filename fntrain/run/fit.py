@@ -86,6 +86,7 @@ def fit(
     seed: int = 0,
     validation_data: Any = None,
     validation_every: int | None = None,
+    evaluate_at: Literal["params", "averaged", "both"] = "params",
     callbacks: Iterable[Any] = (),
     run_dir: Any = None,
     checkpoint_every: int | None = None,
@@ -116,8 +117,11 @@ def fit(
       batch_size: rows of a batch, where `data` is arrays.
       shuffle: a new order each epoch, where `data` is arrays.
       seed: of the order.
-      validation_data: as `data`; evaluated at the end of each epoch, in order, into `val_…` columns. What can be
+      validation_data: as `data`; evaluated at the end of each epoch, in order, into `val_…` columns. Several sets:
+        `fntrain.named(val=…, shifted=…)`, into columns of their names. What can be
         read only once serves a single epoch; what has no end, none.
+      evaluate_at: at which parameters validations are: `"params"`, those trained; `"averaged"`, those of the `ema` (or
+        another average, schedule-free ones too) in the optimizer; `"both"`, the second in columns `val_averaged_…`.
       validation_every: steps between validations besides those at an epoch's end; `on_validation_end` sees them.
       callbacks: functions of the epoch's logs, or objects with methods named as `callbacks.EVENTS`.
       run_dir: a directory for config, metrics and checkpoints. In use already is an error, unless `resume`.
@@ -178,6 +182,7 @@ def fit(
         seed=seed,
         validation_data=validation_data,
         validation_every=validation_every,
+        evaluate_at=evaluate_at,
         callbacks=callbacks,
         run_dir=run_dir,
         checkpoint_every=checkpoint_every,

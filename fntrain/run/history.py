@@ -1,7 +1,7 @@
 """History: what a run measured, one row an epoch."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class History(Mapping[Any, Any]):
 
     Attributes:
       metrics: the task's, by name, which know of their columns which values are better.
+      prefixes: what stands before the names of metrics in the columns of validations.
 
     Examples:
       >>> history = History([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
@@ -40,6 +41,7 @@ class History(Mapping[Any, Any]):
         self._epochs = 0
         self._best: dict[tuple[str, Direction], tuple[int, Any]] = {}  # rows looked at, and the best of them
         self.metrics: dict[str, Metric] = dict(metrics or {})
+        self.prefixes: tuple[str, ...] = ("val_",)
         for row in rows or []:
             self.append(row)
 
@@ -81,7 +83,7 @@ class History(Mapping[Any, Any]):
 
     def direction(self, column: str) -> Direction | None:
         """`"min"` or `"max"`, whichever values of a column are better; None if that is not known."""
-        return direction(self.metrics, column)
+        return direction(self.metrics, column, self.prefixes)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict an epoch."""
@@ -157,12 +159,15 @@ def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def direction(metrics: Mapping[str, Metric], column: str) -> Direction | None:
+def direction(
+    metrics: Mapping[str, Metric], column: str, prefixes: Sequence[str] = ("val_",)
+) -> Direction | None:
     """Which values of a column are better: what the metric says that it comes from; None where that is not known.
 
     A part of a loss is not known: its coefficient may be negative.
     """
-    path = column.removeprefix("val_").split("/")
+    prefix = max((p for p in prefixes if column.startswith(p)), key=len, default="")
+    path = column.removeprefix(prefix).split("/")
     for i in range(len(path), 0, -1):
         metric = metrics.get("/".join(path[:i]))
         if metric is not None:

@@ -40,6 +40,7 @@ from .history import UNFINISHED, History, plain, plain_rows
 from .options import Options
 from .rescue import Rescue, gone_back, has_finite_params
 from .signals import Interrupted, Signals
+from .validation import Validation, measured
 
 
 @dataclasses.dataclass
@@ -48,7 +49,7 @@ class Loop:
 
     options: Options
     training: Feed
-    evaluation: Feed | None
+    validation: Validation | None
     callbacks: CallbackList
     run: RunDirectory | None
     signals: Signals
@@ -275,13 +276,13 @@ class Loop:
 
     def _validate(self) -> None:
         """A validation in the middle of an epoch: the loop waits for it."""
-        ctx, evaluation = self.ctx, self.evaluation
-        assert evaluation is not None
-        metrics = feed_lib.evaluated(evaluation, ctx.state, self._interrupted)
-        if self._interrupted():
+        ctx = self.ctx
+        assert self.validation is not None
+        started = self.validation.started(ctx.task, ctx.state, self._interrupted)
+        if started is None:
             return
-        measured = plain(fetched(compute_metrics(ctx.task, metrics)), "val_")
-        ctx.logs, ctx.validated = {**self._row_inside(), **measured}, frozenset(measured)
+        columns = measured(started)
+        ctx.logs, ctx.validated = {**self._row_inside(), **columns}, frozenset(columns)
         self.callbacks.call("on_validation_end", ctx)
         ctx.validated = frozenset()
         self._roll_back_if_due()
@@ -310,18 +311,16 @@ class Loop:
         ctx = self.ctx
         values = compute_metrics(ctx.task, self.metrics)
         validation = None
-        if self.evaluation is not None:
-            metrics = feed_lib.evaluated(self.evaluation, ctx.state, self._interrupted)
-            if self._interrupted():
+        if self.validation is not None:
+            validation = self.validation.started(ctx.task, ctx.state, self._interrupted)
+            if validation is None:
                 return  # an epoch without its validation has not ended; a resumed run does that first
-            validation = compute_metrics(ctx.task, metrics)
         values = fetched(values)  # the epoch's edge: the loop waits here
         late, self.late = self.late, None
         self._log(late)
-        validation = None if validation is None else fetched(validation)
         row = {"epoch": ctx.epoch, "step": ctx.step, **plain(values)}
         if validation is not None:
-            row.update(plain(validation, "val_"))
+            row.update(measured(validation))
         ctx.logs = row
         self.rescue.watch(row, ctx.state, ctx.step - 1)
         if ctx.last_batch is not None:

@@ -25,6 +25,7 @@ class Options:
     seed: int
     validation_data: Any
     validation_every: int | None
+    evaluate_at: Literal["params", "averaged", "both"]
     callbacks: Iterable[Any]
     run_dir: Any
     checkpoint_every: int | None
@@ -62,6 +63,9 @@ class Options:
             check.integer("steps_per_call", self.steps_per_call, at_least=1)
         if self.validation_every is not None and self.validation_data is None:
             raise ConfigError("`validation_every` needs `validation_data`")
+        check.one_of("evaluate_at", self.evaluate_at, ("params", "averaged", "both"))
+        if self.evaluate_at != "params" and self.validation_data is None:
+            raise ConfigError("`evaluate_at` is for `validation_data`, and there is none")
         if self.run_dir is None and (self.resume or self.checkpoint_every is not None):
             raise ConfigError("`resume` and `checkpoint_every` need a `run_dir`")
         if isinstance(self.override, str) or not isinstance(self.override, Collection):

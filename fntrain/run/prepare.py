@@ -13,6 +13,7 @@ from .. import tree
 from .._core.errors import ConfigError, DataError
 from ..data.arrays import Arrays
 from ..data.feed import Feed
+from ..data.named import by_name
 from ..data.position import Position
 from ..data.source import as_source, fingerprint
 from ..data.stream import Stream
@@ -22,6 +23,7 @@ from ..step import programs
 from ..step.state import TrainState
 from ..step.step import compute_metrics
 from ..step.task import Task
+from ..transforms import averaged
 from . import dispatch
 from .context import LoopContext
 from .directory import RunDirectory
@@ -32,13 +34,14 @@ from .loop import Loop
 from .options import Options
 from .rescue import Rescue
 from .signals import Signals
+from .validation import Validation
 
 
 class Feeds(NamedTuple):
     """Where batches come from."""
 
     training: Feed
-    evaluation: Feed | None
+    validation: Validation | None
 
 
 def check_processes(state: TrainState, options: Options) -> None:
@@ -68,18 +71,23 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
     training = Feed(task, state, source, train=True, name="data", waiting=waiting)
     if source.endless and options.steps is None and options.max_time is None:
         raise DataError("`data` has no end, and so an epoch of it has none: give `steps`, not `epochs`")
-    evaluation = None
-    if options.validation_data is not None:
-        name = "validation_data"
-        held_out = as_source(options.validation_data, options.batch_size, shuffle=False, seed=0, name=name)
-        once = options.epochs == 1 and options.validation_every is None
-        if isinstance(held_out, Stream) and held_out.once and not once:
+    if options.validation_data is None:
+        return Feeds(training, None)
+    found = {}
+    sets = by_name(options.validation_data)
+    for key, held_out in sets.items():
+        name = "validation_data" if sets is not options.validation_data else f"validation_data, {key}"
+        part = as_source(held_out, options.batch_size, shuffle=False, seed=0, name=name)
+        once = options.epochs == 1 and options.validation_every is None and options.evaluate_at != "both"
+        if isinstance(part, Stream) and part.once and not once:
             raise DataError(
-                f"`{name}` is read at every validation, and {type(options.validation_data).__name__} can be read only "
+                f"`{name}` is read at every validation, and {type(held_out).__name__} can be read only "
                 f"once: give arrays, a list (`list(...)`), a loader, or a function `epoch -> iterable`"
             )
-        evaluation = Feed(task, state, held_out, train=False, name=name, waiting=waiting)
-    return Feeds(training, evaluation)
+        found[key] = Feed(task, state, part, train=False, name=name, waiting=waiting)
+    if options.evaluate_at != "params":
+        averaged(state)  # refused here, if there is none, and not after an epoch
+    return Feeds(training, Validation(found, options.evaluate_at))
 
 
 def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextManager[RunDirectory | None]:
@@ -134,6 +142,8 @@ def loop(
             state, accumulators, position, history = run.restore(state, programs.opened(metrics))
             metrics = programs.closed(accumulators)
     history.metrics.update(task.metrics)
+    if feeds.validation is not None:
+        history.prefixes = tuple(prefix for prefix, _, _ in feeds.validation.parts())
     total = options.steps
     if total is None and source.length is not None:
         total = options.epochs * source.length  # type: ignore[operator]
@@ -173,7 +183,7 @@ def loop(
     )
     start = None if run is None or resumed else given
     rescue = Rescue(task, training, run, start, position, options.rebuild)
-    return Loop(options, training, feeds.evaluation, callbacks, run, signals, rescue, chunk, metrics, ctx)
+    return Loop(options, training, feeds.validation, callbacks, run, signals, rescue, chunk, metrics, ctx)
 
 
 def _steps_per_call(
@@ -208,15 +218,18 @@ def _resume_data(source: Any, saved: Any, position: Position) -> None:
         )
 
 
-def _columns(task: Task, training: Feed, evaluation: Feed | None) -> list[str]:
+def _columns(task: Task, training: Feed, validation: Validation | None) -> list[str]:
     """The numbers that an epoch logs, found without running anything."""
     names: list[str] = []
-    for prefix, part in (("", training), ("val_", evaluation)):
-        if part is not None:
-            shapes = jax.eval_shape(functools.partial(compute_metrics, task), part.empty)
-            zeros = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
-            values = plain(programs.in_order(task, zeros), prefix)
-            names += [name for name, x in values.items() if isinstance(x, float)]
+    parts = [
+        ("", training),
+        *((prefix, feed) for prefix, feed, _ in (validation.parts() if validation else ())),
+    ]
+    for prefix, part in parts:
+        shapes = jax.eval_shape(functools.partial(compute_metrics, task), part.empty)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
+        values = plain(programs.in_order(task, zeros), prefix)
+        names += [name for name, x in values.items() if isinstance(x, float)]
     return names
 
 
