@@ -46,7 +46,18 @@ REGISTRY = {
 }
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+# Those that the table of laws (`tests/laws/test_transforms.py`) has no row like.
+OWN = [
+    "scale_by_adam without eps",
+    "scale_by_rms inside",
+    "scale_by_rms centered",
+    "skip_nonfinite checked",
+    "ema scheduled",
+    "adafactor",
+]
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_laws(name):
     # init and update agree, float32 state, nothing aliased, zero gradients finite, in float32, bfloat16, float16.
     extra = {"value_and_grad_fn": square_loss} if name == "sam" else None
