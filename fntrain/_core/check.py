@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ import numpy as np
 from jax.core import Tracer
 
 from .errors import ConfigError
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def is_concrete(x: Any) -> bool:

@@ -43,8 +43,9 @@ class Equinox(Model):
         self._flags = functools.partial(flags, type(made).__call__)
         taken = inspect.signature(type(made).__call__).parameters
         self._takes_key = "key" in taken
-        self._axis = next((axis for axis in _batch_axes(made)), "batch")
-        self._norms = bool(_batch_axes(made))
+        axes = _batch_axes(made)
+        self._norms = bool(axes)
+        self._axis = axes[0] if axes else "batch"
         self._name = type(made).__name__
 
     def _parts(self) -> tuple[Any, ...]:

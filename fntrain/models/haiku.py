@@ -11,7 +11,7 @@ from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState, Variables
 from ..step.task import Context
-from .model import Model, copied, flags, warn_of_padding
+from .model import Model, copied, flags, in_evaluation, warn_of_padding
 
 
 class Haiku(Model):
@@ -54,7 +54,7 @@ class Haiku(Model):
 
     def module(self, state: TrainState | Variables) -> Any:
         params, kept = copied((state.params, state.model_state))
-        ctx = Context(jax.random.key(0), False, jnp.zeros((), jnp.int32), kept)
+        ctx = in_evaluation(kept)
         return lambda *inputs: self.apply(params, *inputs, ctx=ctx)[0]
 
 

@@ -61,6 +61,11 @@ def flags(called: Callable[..., Any], train: bool) -> dict[str, bool]:
     return {name: value for name, value in known.items() if name in taken}
 
 
+def in_evaluation(model_state: PyTree) -> Context:
+    """The context of a module that is called by itself, outside of any step."""
+    return Context(jax.random.key(0), False, jnp.zeros((), jnp.int32), model_state)
+
+
 def rows_to_count(ctx: Context, x: Any) -> jax.Array | None:
     """Which rows may enter batch statistics, to be broadcast against `x`; None where all may.
 

@@ -11,7 +11,7 @@ from .._core.typing import Params
 from .._core.value import factory
 from ..step.state import TrainState, Variables
 from ..step.task import Context
-from .model import Model, copied
+from .model import Model, copied, in_evaluation
 
 
 class Plain(Model):
@@ -38,7 +38,7 @@ class Plain(Model):
 
     def module(self, state: TrainState | Variables) -> Callable[..., Any]:
         variables = copied(Variables(state.params, state.model_state))
-        ctx = Context(jax.random.key(0), False, jax.numpy.zeros((), "int32"), variables.model_state)
+        ctx = in_evaluation(variables.model_state)
         return lambda *inputs: self.apply(variables.params, *inputs, ctx=ctx)[0]
 
 

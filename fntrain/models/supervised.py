@@ -207,7 +207,6 @@ def _supervised(
 def _applied(model: Any) -> Callable[..., tuple[Any, Any]]:
     if isinstance(model, Model):
         return model.apply
-    library = type(model).__module__.split(".")[0]
     wrapped = {
         "flax": "models.nnx(module) or models.linen(module, example)",
         "equinox": "models.equinox(module)",

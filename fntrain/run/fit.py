@@ -118,8 +118,8 @@ def fit(
       shuffle: a new order each epoch, where `data` is arrays.
       seed: of the order.
       validation_data: as `data`; evaluated at the end of each epoch, in order, into `val_…` columns. Several sets:
-        `fntrain.named(val=…, shifted=…)`, into columns of their names. What can be
-        read only once serves a single epoch; what has no end, none.
+        `fntrain.named(val=…, shifted=…)`, into columns of their names. What can be read only once serves a single
+        epoch; what has no end, none.
       evaluate_at: at which parameters validations are: `"params"`, those trained; `"averaged"`, those of the `ema` (or
         another average, schedule-free ones too) in the optimizer; `"both"`, the second in columns `val_averaged_…`.
       validation_every: steps between validations besides those at an epoch's end; `on_validation_end` sees them.

@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 
-from .. import tree
 from .._core.errors import CheckpointError, DataError
 from ..data import feed as feed_lib
 from ..data.feed import Feed, Piece
@@ -31,7 +30,6 @@ from ..step import programs
 from ..step.packed import Packed, on_host
 from ..step.state import TrainState
 from ..step.step import compute_metrics
-from ..transforms.guard import all_finite
 from .context import LoopContext
 from .directory import RunDirectory
 from .epoch import fetched
@@ -353,7 +351,7 @@ class Loop:
         try:
             if any(x.is_deleted() for x in jax.tree.leaves((ctx.state, self.metrics))):
                 raise CheckpointError("the step that failed has consumed it")
-            if not jax.device_get(all_finite(tree.split(ctx.state.params)[0])):
+            if not has_finite_params(ctx.state):
                 raise CheckpointError("its parameters are not finite")
             self._save()
             self.run.checkpoints()  # waits for it

@@ -86,7 +86,7 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
             )
         found[key] = Feed(task, state, part, train=False, name=name, waiting=waiting)
     if options.evaluate_at != "params":
-        averaged(state)  # refused here, if there is none, and not after an epoch
+        jax.eval_shape(averaged, state)  # refused here, if there is none, and not after an epoch
     return Feeds(training, Validation(found, options.evaluate_at))
 
 
