@@ -316,17 +316,29 @@ def soak(directory, result, steps, every):
     logger.propagate = False
     figures = []
 
+    def checkpoints():
+        folder = Path(directory, "checkpoints")
+        return (
+            {n for n in os.listdir(folder) if n[0] != "."} if folder.exists() else set()
+        )  # a lock stands there
+
+    def wait_for_the_last_save(step):
+        """A save that is still being written, or one that is being thrown away, has files and threads of its own."""
+        last, patience = str(step // every * every), time.monotonic() + 30
+        while time.monotonic() < patience and step > every:
+            if any(n.lstrip("0") == last for n in checkpoints()) and len(checkpoints()) <= 3:
+                break
+            time.sleep(0.05)
+        time.sleep(0.3)
+
     class Look:
         def on_step_end(self, ctx):
             if ctx.step % (steps // 10) == every // 2:
-                time.sleep(0.3)  # the last save is over
+                wait_for_the_last_save(ctx.step)
                 gc.collect()
                 resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
                 files = len(os.listdir("/proc/self/fd"))
-                names = [
-                    n for n in os.listdir(Path(directory, "checkpoints")) if n[0] != "."
-                ]  # a lock stands there, too
-                kept = len(names) if ctx.step > every else 0
+                kept = len(checkpoints()) if ctx.step > every else 0
                 figures.append([ctx.step, resident, files, len(os.listdir("/proc/self/task")), kept])
 
     start = time.monotonic()
