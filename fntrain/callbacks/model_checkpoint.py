@@ -19,8 +19,8 @@ from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
 from ..run.context import LoopContext, Mode
 from ..run.lock import NAME as LOCK, RunLock
+from ..run.monitor import Monitor
 from ..run.rescue import has_finite_params
-from .monitor import Monitor
 
 
 class ModelCheckpoint:
