@@ -66,7 +66,7 @@ class Kept:
 class KeepsBest:
     """The base of callbacks that save whole states, and know which is the best."""
 
-    def kept(self) -> Kept | None:
+    def kept(self, history: History) -> Kept | None:
         """The best; None if there is none, or it is no whole state."""
         raise NotImplementedError
 
@@ -84,8 +84,9 @@ class BestState:
         self._run = run
         self._row: dict[str, Any] = {}
         self._state: TrainState | None = None
-        saved = None if run is None or run.extra is None else run.best()
-        self._value: Any = None if saved is None else saved[1].get(watched.column)
+        self._value: Any = None
+        if run is not None and run.extra is not None and (step := run.checkpointer.best_step) is not None:
+            self._value = run.checkpointer.metrics(step).get(watched.column)
 
     def look(self, ctx: LoopContext) -> None:
         """Keep the state, if what has just been measured is better than all before."""
@@ -116,7 +117,7 @@ def kept(
     if best is not None:
         return best.kept(history)
     for callback in callbacks:
-        found = callback.kept() if isinstance(callback, KeepsBest) else None
+        found = callback.kept(history) if isinstance(callback, KeepsBest) else None
         if found is not None:
             return found
     if run is None:
@@ -140,9 +141,14 @@ def _is_better(a: float, b: Any, direction: Direction) -> bool:
 
 
 def _of_run(run: RunDirectory, column: str, history: History) -> Kept:
-    saved = run.best()
-    if saved is None:
-        return Kept(missing=f"`result.best`: no checkpoint in {run.path} has a finite {column!r}")
-    step, measured = saved
-    row = next((row for row in history.rows() if row.get("step") == step and column in row), measured)
-    return Kept(row, None, run.checkpointer.directory, step)
+    missing = Kept(missing=f"`result.best`: no checkpoint in {run.path} has a finite {column!r}")
+    return best_saved(run.checkpointer, column, history) or missing
+
+
+def best_saved(checkpointer: Checkpointer, column: str, history: History) -> Kept | None:
+    """The best step of a directory, with its row in the history, or what it was saved with; None if there is none."""
+    step = checkpointer.best_step
+    if step is None:
+        return None
+    rows = [row for row in history.rows() if row.get("step") == step and column in row]
+    return Kept(rows[0] if rows else checkpointer.metrics(step), None, checkpointer.directory, step)

@@ -266,11 +266,6 @@ class RunDirectory:
         """The column by which the best checkpoint is found, and which of its values are better."""
         return self._keep.best  # type: ignore[return-value]
 
-    def best(self) -> tuple[int, dict[str, Any]] | None:
-        """The step of the best checkpoint and what was measured there; None if there is none."""
-        step = self.checkpointer.best_step
-        return None if step is None else (step, self.checkpointer.metrics(step))
-
     def failed(self, wait: bool = False) -> bool:
         """Whether the last save has failed, so that the current step is to be saved in its place."""
         return self.checkpointer.failed(wait)
