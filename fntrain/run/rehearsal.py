@@ -132,7 +132,7 @@ def rehearse(
 
 def _validated(task: Task, state: TrainState, validation: Validation, stopped: Callable[[], bool]) -> int:
     batches = 0
-    for _, feed, at_average in validation.parts():
+    for prefix, feed, at_average in validation.parts():
         measured = state.replace(params=averaged(state)) if at_average else state
         source = feed.source
         if isinstance(source, Arrays) or (isinstance(source, Stream) and source.sure):
@@ -143,7 +143,7 @@ def _validated(task: Task, state: TrainState, validation: Validation, stopped: C
                 batch, weight = feed.placed(*source.peek())
                 metrics = programs.eval_into(task, measured, programs.copied(feed.empty), batch, weight)
             batches += 1
-        plain(fetched(compute_metrics(task, metrics)))
+        plain(fetched(compute_metrics(task, metrics)), prefix)
     return batches
 
 
