@@ -1,6 +1,8 @@
 """The base class of callbacks, a Protocol a kind over what is shipped, and the names that others have for things."""
 
+import importlib.util
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,6 @@ import pytest
 import fntrain as ft
 from fntrain import callbacks, protocols
 from fntrain.run.callback import Callback, events_of
-from tests.laws.test_metrics import METRICS
-from tests.laws.test_schedules import SCHEDULES
-from tests.laws.test_transforms import TRANSFORMS
 
 X = np.ones(8, np.float32)
 
@@ -75,24 +74,34 @@ def test_a_shipped_callback_has_events_as_the_base_has_them(kind):
         inspect.signature(getattr(kind, event)).bind(None, None)
 
 
-def test_a_protocol_a_kind():
-    for make in TRANSFORMS.values():
-        assert isinstance(make(), protocols.Optimizer)
-    for row in METRICS.values():
-        assert isinstance(_made(row), protocols.Metric)
-    for row in SCHEDULES.values():
-        assert isinstance(_made(row), protocols.Schedule)
+def registry(kind):
+    """The rows of a kind's laws: everything of it that is shipped."""
+    path = Path(__file__).parents[1] / "laws" / f"test_{kind}.py"
+    spec = importlib.util.spec_from_file_location(f"{kind}_of_the_laws", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, kind.upper())
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocol"),
+    [
+        ("transforms", protocols.Optimizer),
+        ("metrics", protocols.Metric),
+        ("schedules", protocols.Schedule),
+    ],
+)
+def test_what_is_shipped_is_what_its_protocol_says(kind, protocol):
+    for name, make in registry(kind).items():
+        assert isinstance(make(), protocol), name
+
+
+def test_what_is_another_kind_is_none():
     assert isinstance(loss_fn, protocols.LossFn)
-    # What is another kind is none of these.
     sgd, accuracy, cosine = ft.optimizers.sgd(0.1), ft.metrics.accuracy(), ft.schedules.cosine(0.1, 10)
     assert not isinstance(cosine, protocols.Optimizer)
     assert not isinstance(sgd, protocols.Metric)
     assert not isinstance(accuracy, protocols.Optimizer | protocols.Schedule)
-
-
-def _made(row):
-    row = row[0] if isinstance(row, tuple) else row
-    return row() if inspect.isfunction(row) else row
 
 
 @pytest.mark.parametrize("name", ["directory", "save_dir", "filepath"])
