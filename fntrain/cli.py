@@ -246,6 +246,7 @@ def _saved_options(args: argparse.Namespace, given: dict[str, int]) -> tuple[dem
 def _plot(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         print(_as_text(args.path))
+        print('\nas text, for want of Matplotlib: `pip install "fntrain[plot]"`', file=sys.stderr)
         return 0
     for path in _draw(args.path):
         print(path)

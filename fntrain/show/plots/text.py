@@ -180,3 +180,6 @@ def _draw_braille(grid: np.ndarray, places: np.ndarray, heights: np.ndarray) -> 
     np.bitwise_or.at(dots, (y // 4, x // 2), _DOTS[y % 4, x % 2])
     there = dots > 0
     grid[there] = [chr(0x2800 + code) for code in dots[there]]
+    finite = np.isfinite(heights)
+    alone = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]  # one dot is easily missed
+    grid[_cells(places[alone], heights[alone], rows, across)] = "•"
