@@ -6,6 +6,7 @@ A mistake costs one line and exit status 2; whatever else is heavy is imported b
 import argparse
 import dataclasses
 import importlib
+import importlib.util
 import itertools
 import json
 import os
@@ -124,7 +125,11 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", type=Path, metavar="RUN", help="go on with this run, from its last checkpoint"
     )
     made.add_argument("--no-progress", action="store_true", help="print the result only")
-    plot = command("plot", _plot, "Draw a run's learning curves, and its confusion matrix, as PNG.")
+    plot = command(
+        "plot",
+        _plot,
+        "Draw a run's learning curves and confusion matrix, as PNG, or as text without Matplotlib.",
+    )
     look = command("inspect", _inspect, "Show a run's settings, checkpoints, last metrics and parameters.")
     for made in (plot, look):
         made.add_argument("path", type=Path, metavar="RUN", help="a run directory, as `fit` leaves it")
@@ -239,19 +244,39 @@ def _saved_options(args: argparse.Namespace, given: dict[str, int]) -> tuple[dem
 
 
 def _plot(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("matplotlib") is None:
+        print(_as_text(args.path))
+        print('\nas text, for want of Matplotlib: `pip install "fntrain[plot]"`', file=sys.stderr)
+        return 0
     for path in _draw(args.path):
         print(path)
     return 0
+
+
+def _as_text(run: Path) -> str:
+    """A run's learning curves in characters that the output has."""
+    from .show import plots
+
+    plain = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") not in (
+        "utf8",
+        "utf16",
+    )
+    return plots.text(_columns(run), ascii=plain)
+
+
+def _columns(run: Path) -> dict[str, list[Any]]:
+    """What a run measured, by column."""
+    rows = _rows(run)
+    if not rows:
+        raise DataError(f"{run} has nothing to draw yet: no epoch of it has ended")
+    return {name: [row.get(name) for row in rows] for row in rows for name in row}
 
 
 def _draw(run: Path) -> list[Path]:
     """Draw a run's pictures into its directory; return their paths."""
     from .show import plots
 
-    rows = _rows(run)
-    if not rows:
-        raise DataError(f"{run} has nothing to draw yet: no epoch of it has ended")
-    columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    columns, rows = _columns(run), _rows(run)
     made = [run / "learning_curves.png"]
     plots.learning_curves(columns, title=run.resolve().name, path=made[0])
     matrices = [name for name in rows[-1] if "confusion" in name and rows[-1][name] is not None]

@@ -7,4 +7,5 @@ from .show.plots import (
     precision_recall_curve as precision_recall_curve,
     roc_curve as roc_curve,
     schedule as schedule,
+    text as text,
 )

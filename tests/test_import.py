@@ -49,6 +49,7 @@ PUBLIC = [
     "testing.check_transform",
     "tools.describe",
     "tools.lr_find",
+    "callbacks.Callback",
     "callbacks.EarlyStopping",
     "callbacks.ModelCheckpoint",
     "callbacks.CSVLogger",

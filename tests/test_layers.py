@@ -14,7 +14,7 @@ PACKAGE = Path(fntrain.__file__).parent
 # Low to high; what stands in one line does not look at what stands beside it.
 LAYERS = [
     ["_core"],
-    ["tree"],
+    ["tree", "protocols"],
     ["schedules", "losses", "precision", "sharding", "metrics", "scores"],
     ["transforms"],
     ["optimizers"],

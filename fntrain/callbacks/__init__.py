@@ -1,6 +1,7 @@
 """Callbacks that are shipped, and the protocol they follow: objects with methods named as `EVENTS`."""
 
 from .._core.public import surface
+from ..run.callback import Callback as Callback
 from ..run.context import Histogram as Histogram, LoopContext as LoopContext
 from ..run.events import EVENTS as EVENTS, CallbackList as CallbackList
 from ..show.progress import ProgressBar as ProgressBar
@@ -20,6 +21,7 @@ from .watchdog import Watchdog as Watchdog
 __all__ = [
     "EVENTS",
     "CSVLogger",
+    "Callback",
     "CallbackList",
     "EarlyStopping",
     "GradientStats",

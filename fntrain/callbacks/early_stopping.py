@@ -11,10 +11,10 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.ranking import improves
 from ..run.context import LoopContext, Mode
+from ..run.monitor import Monitor
 from ..run.rescue import has_finite_params
 from ..step import programs
 from ..transforms.plateau import StopOnPlateauState, stop_on_plateau
-from .monitor import Monitor
 
 
 class EarlyStopping:

@@ -37,11 +37,12 @@ class LearningRateScheduler:
     of parameters have rates of their own, it is the rate of the first, and the others keep their ratio to it.
 
     By name it is one of `fntrain.schedules` over epochs, whose arguments are `options`, so that `steps` are epochs
-    and the first has number 0; `"reduce_on_plateau"` makes a `ReduceLROnPlateau(**options)` instead.
+    and the first has number 0; a tuple is what `schedules.get` takes, likewise. `"reduce_on_plateau"` makes a
+    `ReduceLROnPlateau(**options)` instead.
 
     Args:
-      function: from the epoch, counted from 1, to the learning rate, >= 0; or a name.
-      scheduler: a name, in place of the function.
+      function: from the epoch, counted from 1, to the learning rate, >= 0; or a name, or `(name, *numbers)`.
+      scheduler: a name or tuple, in place of the function.
       **options: the arguments of what is named.
 
     Raises:
@@ -65,9 +66,9 @@ class LearningRateScheduler:
 
     def __new__(
         cls,
-        function: Callable[[int], Any] | str | None = None,
+        function: Callable[[int], Any] | str | tuple[Any, ...] | None = None,
         *,
-        scheduler: str | None = None,
+        scheduler: str | tuple[Any, ...] | None = None,
         **options: Any,
     ) -> Any:
         """Make the one that is named."""
@@ -77,9 +78,9 @@ class LearningRateScheduler:
 
     def __init__(
         self,
-        function: Callable[[int], Any] | str | None = None,
+        function: Callable[[int], Any] | str | tuple[Any, ...] | None = None,
         *,
-        scheduler: str | None = None,
+        scheduler: str | tuple[Any, ...] | None = None,
         **options: Any,
     ):
         if (function is None) == (scheduler is None):
@@ -87,7 +88,7 @@ class LearningRateScheduler:
                 f"give `function` or `scheduler`, one of the two (got function={function!r}, scheduler={scheduler!r})"
             )
         name = scheduler if function is None else function
-        if isinstance(name, str):
+        if isinstance(name, str | tuple):
             function = _named(name, options)
         elif options:
             raise ConfigError(f"`{next(iter(options))}` is for a scheduler by name, and `function` is given")
@@ -123,10 +124,13 @@ class LearningRateScheduler:
         self._base = state["base"]
 
 
-def _named(name: str, options: dict[str, Any]) -> Callable[[int], Any]:
-    check.one_of("scheduler", name, ["reduce_on_plateau", *_NAMES])
+def _named(name: str | tuple[Any, ...], options: dict[str, Any]) -> Callable[[int], Any]:
     try:
-        schedule = getattr(schedules, name)(**options)
+        if isinstance(name, tuple):
+            schedule = schedules.get(name, **options)
+        else:
+            check.one_of("scheduler", name, ["reduce_on_plateau", *_NAMES])
+            schedule = getattr(schedules, name)(**options)
     except TypeError as error:
         raise ConfigError(f"`scheduler` {name!r} of `fntrain.schedules`: {error}") from None
 

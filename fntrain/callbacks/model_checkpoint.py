@@ -17,13 +17,15 @@ from .._core.ranking import best_of
 from .._core.typing import Params
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
+from ..run.best import KeepsBest, Kept, best_saved
 from ..run.context import LoopContext, Mode
+from ..run.history import History
 from ..run.lock import NAME as LOCK, RunLock
+from ..run.monitor import Monitor
 from ..run.rescue import has_finite_params
-from .monitor import Monitor
 
 
-class ModelCheckpoint:
+class ModelCheckpoint(KeepsBest):
     """Save the state at the end of epochs: every so many, or whenever a column is better than ever before.
 
     A directory holds versions, one a step, and is a `Checkpointer`'s: the newest three and the best one stay,
@@ -47,6 +49,8 @@ class ModelCheckpoint:
       mode: `"min"` or `"max"`, which is better; `"auto"` is what the column's metric says.
       save_best_only: save only what is better than all before; NaN and infinity never are.
       every: look at every so many epochs, >= 1.
+      save_dir: another name for `directory`.
+      filepath: Keras's name for it.
 
     Attributes:
       best: the best value so far, or None.
@@ -73,13 +77,24 @@ class ModelCheckpoint:
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: str | os.PathLike[str] | None = None,
         monitor: str | None = None,
         mode: Mode = "auto",
         save_best_only: bool = False,
         every: int = 1,
+        *,
+        save_dir: str | os.PathLike[str] | None = None,
+        filepath: str | os.PathLike[str] | None = None,
     ):
-        self.path: Path = check.path("directory", directory)
+        names = {"directory": directory, "save_dir": save_dir, "filepath": filepath}
+        given = {name: value for name, value in names.items() if value is not None}
+        if len(given) != 1:
+            said = " and ".join(f"`{name}`" for name in given) or "none"
+            raise ConfigError(
+                f"give one of `directory`, `save_dir` and `filepath`, which are one argument, got {said}"
+            )
+        [(name, place)] = given.items()
+        self.path: Path = check.path(name, place)
         self.monitor: str = "val_loss" if monitor is None else monitor
         self._watched = Monitor(self.monitor, mode)
         self.save_best_only: bool = check.flag("save_best_only", save_best_only)
@@ -89,7 +104,7 @@ class ModelCheckpoint:
         # `runs/lr-0.1` is a directory with a dot in its name; `best.h5` is somebody's file.
         if not self._file and re.fullmatch(r"\.[A-Za-z]\w*", self.path.suffix) and not self.path.is_dir():
             raise ConfigError(
-                f"`directory` must be a directory, or a file that ends in `.npz`, got {str(directory)!r}"
+                f"`{name}` must be a directory, or a file that ends in `.npz`, got {str(place)!r}"
             )
         # Whoever says what is better and gives one file means the best one.
         self._ranks = save_best_only or monitor is not None
@@ -181,6 +196,12 @@ class ModelCheckpoint:
             lock, self._lock = self._lock, None
             if lock is not None:
                 lock.release()
+
+    def kept(self, history: History) -> Kept | None:
+        """The best version in the directory; None where there is none, or the best is one file of parameters."""
+        if self._checkpoints is None:
+            return None
+        return best_saved(self._checkpoints, self.monitor, history)
 
     def watches(self) -> dict[str, Any]:
         """The place, the column and which of its values are better, by which a resumed run knows its state again."""

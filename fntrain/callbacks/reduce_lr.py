@@ -7,10 +7,10 @@ import jax
 
 from .._core import check
 from ..run.context import LoopContext, Mode
+from ..run.monitor import Monitor
 from ..transforms.decay import ScaleByLearningRateState
 from ..transforms.hyperparams import placed_like, replace_nodes
 from ..transforms.plateau import PlateauState, plateau
-from .monitor import Monitor
 from .rate_nodes import nodes
 
 

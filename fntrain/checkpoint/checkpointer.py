@@ -260,6 +260,11 @@ class Checkpointer:
             {step: row for step, row in self._shelf.all_metrics().items() if step not in spoilt}
         )
 
+    def metrics(self, step: int) -> dict[str, Any]:
+        """What `save` was given as `metrics` at a step; nothing, if that cannot be read."""
+        self.wait()
+        return dict(self._shelf.all_metrics().get(step, {}))
+
     def failed(self, wait: bool = False) -> bool:
         """Whether the save in the background has failed, which the next call raises; False while it still runs.
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from .._core import check
 from .._core.errors import CheckpointCorruptError, CheckpointError, ConfigError, RunMismatchError
 from .._core.files import keep_aside, write_text
 from .._core.lenient import Lenient, say
+from .._core.ranking import Direction
 from .._core.typing import PyTree
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
@@ -42,6 +43,7 @@ class RunDirectory:
       task: the task in words, for `config.json`.
       override: what may differ from the run that is resumed, of `identity.OVERRIDES`; what does is noted in
         `config.json`, under `overridden`.
+      keep: which checkpoints stay; None is `Keep()`.
 
     Raises:
       ConfigError: if `directory` is no path or a file, or is in use and `resume` is False.
@@ -60,6 +62,7 @@ class RunDirectory:
         resume: bool | Literal["must"],
         task: dict[str, Any] | None = None,
         override: Collection[str] = (),
+        keep: Keep | None = None,
     ):
         check.one_of("resume", resume, (False, True, "must"))
         self.path: Path = check.path("run_dir", directory)
@@ -69,6 +72,7 @@ class RunDirectory:
             raise self._nothing()
         self.identity: dict[str, Any] = identity
         self._task = task or {}
+        self._keep = Keep() if keep is None else keep
         self.override: tuple[str, ...] = tuple(override)
         self._changes: list[str] = []
         self.extra: dict[str, Any] | None = None
@@ -100,7 +104,7 @@ class RunDirectory:
             self._lock.release()
 
     def _open(self, config: dict[str, Any], resume: bool | Literal["must"]) -> None:
-        self.checkpointer: Checkpointer = Checkpointer(self.path / "checkpoints", Keep())
+        self.checkpointer: Checkpointer = Checkpointer(self.path / "checkpoints", self._keep)
         rows, document = self.path / "metrics.jsonl", self._existing_config()
         if not resume and (rows.exists() or (self.path / "config.json").exists()):
             raise ConfigError(
@@ -225,8 +229,9 @@ class RunDirectory:
         history: History,
         callbacks: list[dict[str, Any]],
         data_state: Any = None,
+        measured: Mapping[str, Any] | None = None,
     ) -> None:
-        """A checkpoint of the whole run, in the background.
+        """A checkpoint of the whole run, in the background; it is ranked by what was measured at its step, if any.
 
         If the save before this one failed, a warning says so and this one takes its place; a second failure in
         a row is raised.
@@ -243,20 +248,23 @@ class RunDirectory:
             warnings.warn(f"{error}; step {step} is saved in its place", RuntimeWarning, stacklevel=2)
         else:
             self._retried = False
-        rows = [_frozen(row) for row in history.rows()]
         extra = {
             "identity": self.identity,
             "versions": versions(),
             "position": list(position),
-            "history": rows,
+            "history": [_frozen(row) for row in history.rows()],
             "accumulators": dict(tree.items(metrics)),
             "callbacks": callbacks,
             "data_state": data_state,
             "steps_per_call": self.config.get("steps_per_call"),
         }
-        last = rows[-1] if rows else {}
-        latest = {k: v for k, v in last.items() if isinstance(v, int | float) and k != UNFINISHED}
-        self.checkpointer.save(state, step=step, metrics=latest, extra=extra, overwrite=True)
+        ranked = {k: v for k, v in (measured or {}).items() if isinstance(v, int | float) and k != UNFINISHED}
+        self.checkpointer.save(state, step=step, metrics=ranked, extra=extra, overwrite=True)
+
+    @property
+    def ranked(self) -> tuple[str, Direction]:
+        """The column by which the best checkpoint is found, and which of its values are better."""
+        return self._keep.best  # type: ignore[return-value]
 
     def failed(self, wait: bool = False) -> bool:
         """Whether the last save has failed, so that the current step is to be saved in its place."""

@@ -1,6 +1,6 @@
 """For outer loops of one's own: an epoch, its steps one by one, and the metrics of a data set."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import sharding
@@ -11,6 +11,7 @@ from ..data.feed import Feed
 from ..data.position import Position
 from ..step import checks, programs
 from ..step.packed import Packed
+from ..step.replaced import replaced
 from ..step.state import TrainState, check_state
 from ..step.step import compute_metrics
 from ..step.task import Task
@@ -22,7 +23,19 @@ def fetched(values: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(values, sharding.to_host(list(values.values()))))
 
 
-def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) -> dict[str, Any]:
+def updates_of(state: TrainState) -> Any:
+    """How many updates a state has had, as an int; a list of them for states that are stacked."""
+    return sharding.to_host(state.updates).tolist()
+
+
+def evaluate(
+    task: Task,
+    state: TrainState,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    eval_step: Callable[..., Any] | None = None,
+) -> dict[str, Any]:
     """The task's metrics over a whole data set, each example counted once.
 
     Args:
@@ -30,6 +43,7 @@ def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) 
       state: a TrainState; nothing is changed.
       data: as in `fit`.
       batch_size: rows of a batch, where `data` is arrays.
+      eval_step: in the place of ours, as in `fit`.
 
     Returns:
       A dict of floats, `"loss"` and the task's metrics by name (NumPy arrays for those that are arrays).
@@ -44,6 +58,8 @@ def evaluate(task: Task, state: TrainState, data: Any, *, batch_size: int = 32) 
       >>> ft.evaluate(task, state, np.array([1.0, 2.0, 3.0], np.float32), batch_size=2)["loss"]
       4.666666507720947
     """
+    checks.check_task(task, "(task, state, data)")
+    task = replaced(task, eval_step=eval_step)
     feed = _feed("evaluate", task, state, data, batch_size, train=False, shuffle=False, seed=0)
     return plain(fetched(compute_metrics(task, feed_lib.evaluated(feed, state))))
 

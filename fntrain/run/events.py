@@ -12,19 +12,8 @@ import numpy as np
 from .._core.check import did_you_mean
 from .._core.errors import ConfigError
 from .._core.typing import PyTree
+from .callback import EVENTS as EVENTS, events_of
 from .context import LoopContext
-
-EVENTS = (
-    "on_fit_begin",
-    "on_epoch_begin",
-    "on_step_end",
-    "on_log",
-    "on_validation_end",
-    "on_epoch_end",
-    "on_fit_end",
-)
-"""The events in their order; a callback is any object with some of these methods."""
-
 
 _KERAS = {"on_train_begin": "on_fit_begin", "on_train_end": "on_fit_end"}
 
@@ -88,7 +77,7 @@ class CallbackList:
 
         # Whether any of them has to be called for every step, and not once for all that one dispatch takes.
         self.needs_every_step: bool = any(
-            getattr(callback, "needs_every_step", "on_step_end" in _events(callback))
+            getattr(callback, "needs_every_step", "on_step_end" in events_of(callback))
             for callback in self.callbacks
         )
         # Whether any of them may go back to a saved state.
@@ -110,7 +99,7 @@ class CallbackList:
         return any(
             getattr(callback, "adds_logs", bool(late & set(events)) or not events)
             for callback in self.callbacks
-            for events in [_events(callback)]
+            for events in [events_of(callback)]
         )
 
     def call(self, event: str, ctx: LoopContext) -> None:
@@ -200,10 +189,6 @@ class CallbackList:
         raise AttributeError(name)
 
 
-def _events(callback: Any) -> list[str]:
-    return [event for event in EVENTS if callable(getattr(callback, event, None))]
-
-
 def _listeners(callback: Any) -> list[tuple[str, Callable[[LoopContext], Any]]]:
     """The events that an object listens to, and how each is called."""
     if any(base.__module__.split(".")[0] == "keras" for base in type(callback).__mro__):
@@ -218,7 +203,7 @@ def _listeners(callback: Any) -> list[tuple[str, Callable[[LoopContext], Any]]]:
                 f"`callbacks`: nothing calls `{name}` of {_name(callback)}; the events are {', '.join(EVENTS)}"
                 + did_you_mean(name, EVENTS)
             )
-    found = [(event, _listener(callback, event)) for event in _events(callback)]
+    found = [(event, _listener(callback, event)) for event in events_of(callback)]
     return found + [(_KERAS[name], _with_logs(callback, name)) for name in methods if name in _KERAS]
 
 

@@ -1,21 +1,28 @@
 """fit: validate, prepare, loop."""
 
 import dataclasses
+import functools
 import html
 import signal
 import textwrap
 import weakref
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
+import jax
+
 from .._core.arguments import hands_over, taken
+from .._core.errors import ConfigError
 from ..step import checks, programs
 from ..step.provenance import BadStep
+from ..step.replaced import replaced
 from ..step.state import TrainState, check_state
 from ..step.task import Task
 from . import prepare
+from .best import Best, Kept, kept
 from .history import History
 from .options import Options
+from .rehearsal import Rehearsal, rehearse as rehearse_run
 from .signals import Interrupted, Signals
 
 
@@ -39,6 +46,7 @@ class FitResult(tuple[TrainState, History]):
       diverged: whether the run came to nothing: no loss of it was finite, or the last one was not, and neither are the
         parameters. The `status` in the run directory's `config.json` says `"diverged"` then, and else `"done"`,
         `"stopped"` or `"interrupted"`.
+      rehearsal: what was rehearsed before, and the time and memory that it took, or None.
     """
 
     state: TrainState
@@ -52,6 +60,8 @@ class FitResult(tuple[TrainState, History]):
     bad_step: BadStep | None = None
     capsule: Any = None
     diverged: bool = False
+    rehearsal: Rehearsal | None = None
+    _kept: Kept | None = None
 
     def __new__(cls, state: TrainState, history: History, *_: Any, **__: Any) -> "FitResult":
         """The pair; the fields are set as any dataclass sets them."""
@@ -62,10 +72,25 @@ class FitResult(tuple[TrainState, History]):
 
     def __repr__(self) -> str:
         """The state and the history in short, and what else there is to say."""
-        fields = [field.name for field in dataclasses.fields(self)]
+        fields = [field.name for field in dataclasses.fields(self) if not field.name.startswith("_")]
         said = [(name, getattr(self, name)) for name in fields]
         shown = [f"{name}={value!r}" for name, value in said if value not in (None, False, [], 0.0)]
         return "FitResult(\n" + textwrap.indent(",\n".join(shown), "  ") + "\n)"
+
+    @functools.cached_property
+    def best(self) -> Best:
+        """The best validation: `state, row = result.best`, the state that was measured and its row.
+
+        It is what `keep_best` kept; else the best of a `ModelCheckpoint` on a directory; else the best `val_loss` of
+        the checkpoints in `run_dir`. What is on disk is read when this is first asked for.
+
+        Raises:
+          ConfigError: if none was kept, and it says how to have it.
+          CheckpointError: if it cannot be read.
+        """
+        if self._kept is None:
+            raise ConfigError("`result.best`: the run was interrupted before its first step")
+        return self._kept.read(self.state)
 
     def _repr_html_(self) -> str:
         """The state and the history as tables, for a notebook."""
@@ -89,7 +114,7 @@ def fit(
     evaluate_at: Literal["params", "averaged", "both"] = "params",
     callbacks: Iterable[Any] = (),
     run_dir: Any = None,
-    checkpoint_every: int | None = None,
+    checkpoint_every: int | str | None = None,
     resume: bool | Literal["must"] = False,
     override: Collection[str] = (),
     steps_per_call: int | Literal["auto"] = "auto",
@@ -98,6 +123,10 @@ def fit(
     prefetch: int = 0,
     donate: bool = False,
     rebuild: int = 256,
+    keep_best: bool | str | tuple[str, str] | None = None,
+    rehearse: bool = False,
+    train_step: Callable[..., Any] | None = None,
+    eval_step: Callable[..., Any] | None = None,
     progress: bool = True,
     verbose: bool = False,
 ) -> FitResult:
@@ -125,13 +154,15 @@ def fit(
       validation_every: steps between validations besides those at an epoch's end; `on_validation_end` sees them.
       callbacks: functions of the epoch's logs, or objects with methods named as `callbacks.EVENTS`.
       run_dir: a directory for config, metrics and checkpoints. In use already is an error, unless `resume`.
-      checkpoint_every: steps between checkpoints; None saves at each epoch's end. The last step is always saved.
+      checkpoint_every: steps between checkpoints, or the time between them, `"30s"`, `"10min"`, `"2h"`, after which
+        the next step's edge saves; None saves at each epoch's end. The last step is always saved.
       resume: go on from the last checkpoint in `run_dir`, if there is one, as if the run had never stopped;
         `"must"`: it is an error if there is none.
       override: what may be another than in the run that is resumed: `"loss_fn"`, `"tx"`, `"metrics"`,
-        `"microbatches"`, `"policy"`, `"axis_name"`, `"data"`, `"batch_size"`, `"seed"`, `"callbacks"`, `"versions"` (of
-        JAX and of this library, which are warned of otherwise). What is, `config.json` notes under `overridden`. Data,
-        batch size and seed may change between two epochs only, and the optimizer's state has to fit.
+        `"microbatches"`, `"policy"`, `"axis_name"`, `"train_step"`, `"eval_step"`, `"data"`, `"batch_size"`, `"seed"`,
+        `"callbacks"`, `"versions"` (of JAX and of this library, which are warned of otherwise). What is, `config.json`
+        notes under `overridden`. Data, batch size and seed may change between two epochs only, and the optimizer's
+        state has to fit.
       steps_per_call: how many steps one dispatch runs (`train_steps`). `"auto"` takes several of array data where a
         step is short, as its program says it (operations, bytes, the kind of device); one, where a callback of your
         own has `on_step_end`, so that it is called for every step. An explicit K calls it once a dispatch. A
@@ -145,6 +176,19 @@ def fit(
         stays usable, and while you keep it there are two.
       rebuild: how many steps may be taken again, from the last checkpoint, to keep the first bad step as a capsule;
         0 keeps none.
+      keep_best: keep the state of the best validation, for `result.best`: True by `val_loss`, or a column
+        (`"val_accuracy"`), or a column and which is better, `("kl", "min")`. With a `run_dir` each best one is saved
+        there, whatever `checkpoint_every` says, and outlives a resume; without one it is a copy in the device's
+        memory, a second state. NaN, infinity and parameters that are not finite are never the best.
+      rehearse: do first all that the run will do, once, and throw it away: two steps on the first batch, one
+        validation, one checkpoint, written beside `run_dir`, read back and compared bitwise. Times and memory are
+        printed, and in `result.rehearsal`; then the run goes on, as it would have without. Callbacks are not called.
+      train_step: a function in the place of `fntrain.train_step`, `(task, state, batch, weight) -> (state, metrics)`;
+        it may call that one, and change what goes in or comes out. It is traced into the compiled step, so it has to
+        be pure; chunks are scans over it. The state's `step` and `key` stay the loop's. No bad step is kept as a
+        capsule, as `replay` would take another step.
+      eval_step: likewise in the place of `fntrain.eval_step`, `(task, state, batch, weight) -> metrics`. Both are part
+        of what a resume compares.
       progress: show progress: a live bar on a terminal, a line an epoch elsewhere.
       verbose: say first what the run is about to do: devices, memory, what of the optimizer is effective, steps.
 
@@ -194,10 +238,15 @@ def fit(
         prefetch=prefetch,
         donate=donate,
         rebuild=rebuild,
+        keep_best=keep_best,
+        rehearse=rehearse,
+        train_step=train_step,
+        eval_step=eval_step,
         progress=progress,
         verbose=verbose,
     )
     checks.check_task(task, "(task, state, data)")
+    task = replaced(task, train_step, eval_step)
     check_state(state, "fit")
     prepare.check_processes(state, options)
     # The run has a state of its own. The one given is the caller's to keep or to let go, and nobody's here.
@@ -213,6 +262,13 @@ def fit(
         except Interrupted:  # before the first batch has come
             result = FitResult(own.pop(), History([], task.metrics), interrupted=True)
         else:
+            rehearsal = None
+            if rehearse:
+                rehearsal = rehearse_run(
+                    task, own, given, *feeds, run_dir, lambda: signals.received is not None
+                )
+                if jax.process_index() == 0:
+                    print(rehearsal)
             with prepare.directory(task, feeds, options) as run:
                 loop = prepare.loop(task, own, feeds, run, options, signals, given)
                 interrupted = loop.run_all()
@@ -228,6 +284,8 @@ def fit(
                     loop.rescue.found,
                     loop.rescue.capsule,
                     loop.ctx.diverged,
+                    rehearsal,
+                    kept(loop.best, options.listeners, run, loop.ctx.history),
                 )
     if signals.received not in (None, signal.SIGINT):
         raise SystemExit(128 + signals.received)  # as the system says of one that a signal has ended

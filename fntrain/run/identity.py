@@ -43,6 +43,8 @@ OVERRIDES = (
     "microbatches",
     "policy",
     "axis_name",
+    "train_step",
+    "eval_step",
     "data",
     "batch_size",
     "seed",

@@ -30,9 +30,10 @@ from ..step import programs
 from ..step.packed import Packed, on_host
 from ..step.state import TrainState
 from ..step.step import compute_metrics
+from .best import BestState
 from .context import LoopContext
 from .directory import RunDirectory
-from .epoch import fetched
+from .epoch import fetched, updates_of
 from .events import CallbackList
 from .history import UNFINISHED, History, plain, plain_rows
 from .options import Options
@@ -59,6 +60,8 @@ class Loop:
     late: Any = None  # what the next log boundary will read
     saved_step: int | None = None
     deadline: float | None = None
+    save_due: float | None = None  # when the next save is, by the clock, if saves are due by time
+    best: BestState | None = None
     logs: bool = False  # whether anybody listens to on_log
     # What a resumed run has to start from while an epoch's last events are not over, as it calls them again.
     resume_point: tuple[TrainState, list[Any]] | None = None
@@ -70,6 +73,7 @@ class Loop:
         limit = self.options.max_time
         self.deadline = None if limit is None else time.monotonic() + limit
         self.saved_step = ctx.step if ctx.resumed else None
+        self._next_save()
         try:
             self.callbacks.call("on_fit_begin", ctx)
             if self.run is not None and self.run.extra is not None:
@@ -155,6 +159,8 @@ class Loop:
             return
         if self._owes_validation():
             self._validate()
+            if ctx.save_requested and self.run is not None:
+                self._save()
             if self._stopped():
                 return
         whole, before = True, ctx.step
@@ -166,9 +172,7 @@ class Loop:
                 break
             if options.validation_every and ctx.step % options.validation_every == 0:
                 self._validate()
-            every = options.checkpoint_every
-            due = ctx.save_requested or bool(every and ctx.step % every == 0)
-            if self.run is not None and (due or self.run.failed()):
+            if self.run is not None and (self._save_is_due() or self.run.failed()):
                 self._save()
             if self._stopped():
                 return
@@ -181,6 +185,18 @@ class Loop:
                 f"ends for good; pass a list, a loader, or a function `epoch -> iterable`"
             )
         self._end_of_epoch(whole)
+
+    def _save_is_due(self) -> bool:
+        """Whether a checkpoint is due at this step."""
+        every = self.options.saving
+        if self.save_due is not None:
+            return self.ctx.save_requested or time.monotonic() >= self.save_due
+        return self.ctx.save_requested or bool(every and self.ctx.step % every == 0)
+
+    def _next_save(self) -> None:
+        """Where saves are due by time, when the next one is."""
+        if isinstance(self.options.saving, float):
+            self.save_due = time.monotonic() + self.options.saving
 
     def _owes_validation(self) -> bool:
         """Whether a run that was to end at this step, inside an epoch, goes on from where a validation was due."""
@@ -257,20 +273,21 @@ class Loop:
             self.callbacks.call("on_log", self.ctx)
             self._roll_back_if_due()
 
-    def _roll_back_if_due(self) -> None:
+    def _roll_back_if_due(self) -> bool:
         """Go on from the last good state, at this step and with the data behind it, if a callback said so."""
         ctx = self.ctx
         if ctx.rollback_reason is None:
-            return
+            return False
         reason, ctx.rollback_reason = ctx.rollback_reason, None
         self.rescue.keep(ctx.state, ctx.step - 1)
         good = self.rescue.good(ctx.state)
         if good is None:
             ctx.stop(f"{reason}; there is no good state to go back to")
-            return
+            return False
         ctx.state = gone_back(good, ctx.state)
         self.metrics, self.late, self.rescue.skipped = programs.copied(self.training.empty), None, 0.0
         ctx.save_requested = True  # so that a resume goes on from here
+        return True
 
     def _validate(self) -> None:
         """A validation in the middle of an epoch: the loop waits for it."""
@@ -282,15 +299,26 @@ class Loop:
         columns = measured(started)
         ctx.logs, ctx.validated = {**self._row_inside(), **columns}, frozenset(columns)
         self.callbacks.call("on_validation_end", ctx)
+        seen = self.best is not None and self.best.watched.column in columns
         ctx.validated = frozenset()
-        self._roll_back_if_due()
-        self._record()
+        self._measured(seen)
 
     def _row_inside(self) -> dict[str, Any]:
         """A row of the epoch so far."""
         ctx = self.ctx
-        values = plain(fetched(compute_metrics(ctx.task, self.metrics)))
-        return {"epoch": ctx.epoch, "step": ctx.step, UNFINISHED: True, **values}
+        return {**self._head(), UNFINISHED: True, **plain(fetched(compute_metrics(ctx.task, self.metrics)))}
+
+    def _head(self) -> dict[str, Any]:
+        """What a row begins with; the loop waits here."""
+        ctx = self.ctx
+        return {"epoch": ctx.epoch, "step": ctx.step, "updates": updates_of(ctx.state)}
+
+    def _measured(self, ranked: bool) -> None:
+        """A row is whole: go back or keep the best, if that is due, and write it."""
+        gone_back = self._roll_back_if_due()
+        if ranked and not gone_back and self.best is not None:
+            self.best.look(self.ctx)
+        self._record()
 
     def _record(self) -> None:
         """The logs as a row of the history and of the files."""
@@ -316,7 +344,7 @@ class Loop:
         values = fetched(values)  # the epoch's edge: the loop waits here
         late, self.late = self.late, None
         self._log(late)
-        row = {"epoch": ctx.epoch, "step": ctx.step, **plain(values)}
+        row = {**self._head(), **plain(values)}
         if validation is not None:
             row.update(measured(validation))
         ctx.logs = row
@@ -327,13 +355,11 @@ class Loop:
         if validation is not None:
             self.callbacks.call("on_validation_end", ctx)
         self.callbacks.call("on_epoch_end", ctx)
-        self._roll_back_if_due()
-        self._record()
+        self._measured(True)
         if whole:
             self.over, self.resume_point = True, None
         rows = ctx.history.length - (not whole)  # what a checkpoint knows: the end of whole epochs
-        every = self.options.checkpoint_every
-        due = every is None or ctx.step % every == 0 or ctx.save_requested
+        due = self.options.saving is None or self._save_is_due()
         if self.run is not None and (due or not whole or self.run.failed()):
             self._save(rows)
 
@@ -369,6 +395,9 @@ class Loop:
         accumulators = programs.opened(self.metrics)
         source = self.training.source
         data_state = source.state(self.position) if hasattr(source, "state") else None
-        self.run.save(state, ctx.step, accumulators, self.position, done, callbacks, data_state)  # type: ignore[union-attr]
+        measured = ctx.history.last if ctx.history.last.get("step") == ctx.step else None
+        assert self.run is not None
+        self.run.save(state, ctx.step, accumulators, self.position, done, callbacks, data_state, measured)
         self.saved_step = ctx.step
         ctx.save_requested = False
+        self._next_save()

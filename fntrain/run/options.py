@@ -1,11 +1,12 @@
 """Options: what `fit` is asked for, looked at before anything runs."""
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 from .._core import check
 from .._core.errors import ConfigError
+from .cadence import cadence
 from .events import CallbackList
 from .identity import OVERRIDES
 
@@ -28,7 +29,7 @@ class Options:
     evaluate_at: Literal["params", "averaged", "both"]
     callbacks: Iterable[Any]
     run_dir: Any
-    checkpoint_every: int | None
+    checkpoint_every: int | str | None
     resume: bool | Literal["must"]
     override: Collection[str]
     steps_per_call: int | Literal["auto"]
@@ -39,7 +40,15 @@ class Options:
     rebuild: int
     progress: bool
     verbose: bool
+    keep_best: bool | str | tuple[str, str] | None
+    rehearse: bool
+    train_step: Callable[..., Any] | None
+    eval_step: Callable[..., Any] | None
     listeners: CallbackList = dataclasses.field(init=False)  # the callbacks, each looked at
+    best: tuple[str, Any] | None = dataclasses.field(
+        init=False
+    )  # the column to keep the best of, and its mode
+    saving: int | float | None = dataclasses.field(init=False)  # steps between saves, or seconds, a float
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
@@ -48,10 +57,10 @@ class Options:
             )
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 10)
-        for name in ("epochs", "steps", "checkpoint_every", "validation_every"):
+        for name in ("epochs", "steps", "validation_every"):
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), at_least=1)
-        for name in ("shuffle", "donate", "progress", "verbose"):
+        for name in ("shuffle", "donate", "progress", "verbose", "rehearse"):
             check.flag(name, getattr(self, name))
         if self.max_time is not None:
             check.number("max_time", self.max_time, above=0)
@@ -81,8 +90,25 @@ class Options:
                 f"`callbacks` must be a list, got {self.callbacks!r}; write `callbacks=[...]`, also for one"
             )
         object.__setattr__(self, "listeners", CallbackList(self.callbacks))
+        object.__setattr__(self, "best", _best(self.keep_best))
+        object.__setattr__(self, "saving", cadence("checkpoint_every", self.checkpoint_every))
 
     @property
     def edges(self) -> list[int]:
         """A dispatch does not run over a multiple of these."""
-        return [every for every in (self.checkpoint_every, self.validation_every) if every is not None]
+        return [every for every in (self.saving, self.validation_every) if isinstance(every, int)]
+
+
+def _best(keep_best: Any) -> tuple[str, Any] | None:
+    """`keep_best` as a column and a mode; None where nothing is to be kept."""
+    if keep_best is None or keep_best is False:
+        return None
+    column, mode = ("val_loss", "auto") if keep_best is True else (keep_best, "auto")
+    if isinstance(keep_best, tuple) and len(keep_best) == 2:
+        column, mode = keep_best
+    if not isinstance(column, str) or mode not in ("auto", "min", "max"):
+        raise ConfigError(
+            f'`keep_best` must be True, the name of a column, or a pair such as `("val_accuracy", "max")`, got '
+            f"{check.said(keep_best)}"
+        )
+    return column, mode

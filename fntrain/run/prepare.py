@@ -10,7 +10,10 @@ import jax
 import numpy as np
 
 from .. import tree
+from .._core import check
 from .._core.errors import ConfigError, DataError
+from .._core.ranking import Direction
+from ..checkpoint.keep import Keep
 from ..data.arrays import Arrays
 from ..data.feed import Feed
 from ..data.named import by_name
@@ -25,12 +28,14 @@ from ..step.step import compute_metrics
 from ..step.task import Task
 from ..transforms import averaged
 from . import dispatch
+from .best import BestState
 from .context import LoopContext
 from .directory import RunDirectory
 from .events import CallbackList
-from .history import History, plain
+from .history import History, direction, plain
 from .identity import identity_of, in_words
 from .loop import Loop
+from .monitor import Monitor
 from .options import Options
 from .rescue import Rescue
 from .signals import Signals
@@ -52,6 +57,11 @@ def check_processes(state: TrainState, options: Options) -> None:
         raise ConfigError(
             "`max_time` goes by one process's clock, and several would stop at different steps: have SIGTERM sent to "
             "one of them instead (Slurm: `--signal=TERM@120`)"
+        )
+    if isinstance(options.saving, float):
+        raise ConfigError(
+            f"`checkpoint_every={options.checkpoint_every!r}` goes by one process's clock, and several would save at "
+            f"different steps: give a number of steps"
         )
     if all(x.is_fully_addressable for x in jax.tree.leaves(state)):
         raise ConfigError(
@@ -105,7 +115,29 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         devices=[str(d) for d in jax.devices()],
         jax=jax.__version__,
     )
-    return RunDirectory(options.run_dir, identity, config, options.resume, in_words(task), options.override)
+    more = in_words(task), options.override, _keep(task, feeds, options)
+    return RunDirectory(options.run_dir, identity, config, options.resume, *more)
+
+
+def _keep(task: Task, feeds: Feeds, options: Options) -> Keep:
+    """Which checkpoints stay: the newest, and the best by the column that was asked for."""
+    return Keep() if options.best is None else Keep(best=_ranked(task, feeds, options.best))
+
+
+def _ranked(task: Task, feeds: Feeds, best: tuple[str, Any]) -> tuple[str, Direction]:
+    """The column to keep the best of, and which of its values are better."""
+    column, mode = best
+    known = direction(task.metrics, column, _prefixes(feeds.validation)) if mode == "auto" else mode
+    if known is None:
+        raise ConfigError(
+            f'`keep_best` must say which values of {column!r} are better, as in `keep_best=({column!r}, "max")`: no '
+            f"metric of the task tells" + check.did_you_mean(column, _columns(task, *feeds))
+        )
+    return column, known
+
+
+def _prefixes(validation: Validation | None) -> tuple[str, ...]:
+    return ("val_",) if validation is None else tuple(prefix for prefix, _, _ in validation.parts())
 
 
 def loop(
@@ -142,8 +174,7 @@ def loop(
             state, accumulators, position, history = run.restore(state, programs.opened(metrics))
             metrics = programs.closed(accumulators)
     history.metrics.update(task.metrics)
-    if feeds.validation is not None:
-        history.prefixes = tuple(prefix for prefix, _, _ in feeds.validation.parts())
+    history.prefixes = _prefixes(feeds.validation)
     total = options.steps
     if total is None and source.length is not None:
         total = options.epochs * source.length  # type: ignore[operator]
@@ -183,7 +214,14 @@ def loop(
     )
     start = None if run is None or resumed else given
     rescue = Rescue(task, training, run, start, position, options.rebuild)
-    return Loop(options, training, feeds.validation, callbacks, run, signals, rescue, chunk, metrics, ctx)
+    best = None
+    if options.best is not None:
+        watched = Monitor(*_ranked(task, feeds, options.best), argument="keep_best")
+        watched.begin(ctx)
+        best = BestState(watched, run)
+    return Loop(
+        options, training, feeds.validation, callbacks, run, signals, rescue, chunk, metrics, ctx, best=best
+    )
 
 
 def _steps_per_call(

@@ -16,6 +16,7 @@ from ..data.feed import Feed
 from ..data.position import Position
 from ..step import programs, provenance
 from ..step.provenance import BadStep
+from ..step.replaced import trains_itself
 from ..step.state import TrainState
 from ..step.task import Task
 from ..transforms import loss_scale
@@ -62,6 +63,7 @@ class Rescue:
         )
         self._start, self._position = start, position
         self.reach: int = reach
+        again = again and not trains_itself(task)  # a capsule is replayed by the step that is ours
         self.can_rebuild: bool = run is not None and reach > 0 and again and jax.process_count() == 1
         self.skipped = 0.0
         self.armed = True

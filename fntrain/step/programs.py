@@ -19,7 +19,7 @@ from .._core.typing import Batch, PyTree
 from ..sharding import manual
 from ..sharding.place import Layout, layout_of, pinned
 from ..transforms import loss_scale, types as transforms
-from . import gradients, reports
+from . import gradients, replaced, reports
 from .packed import Packed, packed, unpacked
 from .reports import StepMetrics
 from .state import TrainState, check_optimizer
@@ -74,6 +74,17 @@ def train_into(task: Task, state: TrainState, metrics: Packed | None, batch: Bat
     return _of_parts(step, parts, state.key, layout), metrics
 
 
+def peak_bytes(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> int:
+    """The memory of `train_into` on a device, as its compiled program says it; the step is compiled, and not run."""
+    impl, bits = _raw(state.key)
+    layout = _layout(state)
+    with manual.mesh_context(task.axis_name, state.step):
+        given = task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
+        memory: Any = _train_step.lower(*given).compile().memory_analysis()
+    inside = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + inside
+
+
 def train_many_into(
     task: Task,
     state: TrainState,
@@ -101,6 +112,8 @@ def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batc
     """`eval_step`, likewise."""
     impl, bits = _raw(state.key)
     with manual.mesh_context(task.axis_name, state.step):
+        if replaced.evaluates_itself(task):
+            return _own_eval_step(task, state, batch, weight, metrics)
         return _eval_step(
             task, impl, state.step, state.params, state.model_state, bits, batch, weight, metrics
         )
@@ -240,6 +253,8 @@ def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: in
 def one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[TrainState, StepMetrics]:
     """The state after a step, and what it reports: what all programs that train are made of."""
     check_optimizer(task, state)
+    if replaced.trains_itself(task):
+        return replaced.trained(task, state, batch, weight)
     key = step_key(state)
     scale = loss_scale(state.opt_state)
     part = gradients.batch_gradient(
@@ -299,7 +314,15 @@ def _eval_step(task, impl, step, params, model_state, bits, batch, weight, metri
     return _joined(task, metrics, _evaluation(task, step, params, model_state, key, batch, weight))
 
 
+# It is given the whole state, the optimizer's too, which may hold an average.
+@partial(jax.jit, static_argnums=0, donate_argnums=4)
+def _own_eval_step(task, state, batch, weight, metrics):
+    return _joined(task, metrics, replaced.evaluated(task, state, batch, weight))
+
+
 def _one_evaluation(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[None, StepMetrics]:
+    if replaced.evaluates_itself(task):
+        return None, replaced.evaluated(task, state, batch, weight)
     return None, _evaluation(task, state.step, state.params, state.model_state, state.key, batch, weight)
 
 

@@ -25,7 +25,7 @@ from .batch_loss import batch_loss
 REPORTED = ("loss", "learning_rate", "grad_norm", "grad_norm_max", "clip_factor", "skipped", "loss_scale")
 """Names that steps report by themselves, whatever the optimizer, so no metric may take them."""
 
-COLUMNS = ("epoch", "step", "unfinished")
+COLUMNS = ("epoch", "step", "updates", "unfinished")
 """Names that a run's rows have already."""
 
 _AS_IT_IS = Policy()

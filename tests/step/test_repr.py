@@ -49,7 +49,7 @@ def test_results_and_histories_print_in_short_and_as_tables():
     x = np.ones((8, 1000), np.float32)
     result = ft.fit(TASK, state(), x, epochs=30, batch_size=8, progress=False)
     assert "state=TrainState(" in repr(result)
-    assert "history=History(30 epochs, columns ['epoch', 'step', 'loss'," in repr(result)
+    assert "history=History(30 epochs, columns ['epoch', 'step', 'updates', 'loss'," in repr(result)
     assert len(repr(result)) < 1000
     table = result._repr_html_()
     assert "the last 20 of 30 epochs" in table

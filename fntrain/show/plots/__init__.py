@@ -11,6 +11,7 @@ from .learning_curves import learning_curves as learning_curves
 from .lr_finding import lr_finding as lr_finding
 from .ranking import precision_recall_curve as precision_recall_curve, roc_curve as roc_curve
 from .schedules import schedule as schedule
+from .text import text as text
 
 __all__ = [
     "confusion_matrix",
@@ -19,6 +20,7 @@ __all__ = [
     "precision_recall_curve",
     "roc_curve",
     "schedule",
+    "text",
 ]
 
 surface(__name__)

@@ -1,28 +1,18 @@
 """Learning curves: a panel a metric, training and validation together."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..._core import check
-from ..._core.errors import DataError
-from ..text import Known, best_index, better, number_text, reading_order
+from ..text import Known, best_index, number_text
+from .panels import SLIM, columns_of, is_logarithmic, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 from .style import QUIET, TRAIN, VALIDATION, new_figure, saved, styled
-
-_SLIM = ("learning_rate", "grad_norm")  # drawn below the metrics, at half their height
-
-
-_BOOKKEEPING = re.compile(
-    r"^(epochs?|steps?|updates|examples|skipped|clip_factor|loss_scale|grad_norm_max)$"
-    r"|second|memory|bytes|(^|_)time(_|$)"
-)
 
 
 def learning_curves(
@@ -59,14 +49,11 @@ def learning_curves(
       ['loss']
     """
     known = getattr(history, "direction", None)  # a run's history knows; of other mappings, the names tell
-    columns = _columns(history)
-    length = len(next(iter(columns.values())))
-    epochs = columns.pop("epoch", np.full(length, np.nan))
-    if not np.isfinite(epochs).all():
-        epochs = np.arange(1.0, length + 1)
-    names = _panels(columns, metrics)
-    tall = [name for name in names if name not in _SLIM]
-    slim = [name for name in _SLIM if name in names]
+    epochs, columns = columns_of(history)
+    length = len(epochs)
+    names = panels(columns, metrics)
+    tall = [name for name in names if name not in SLIM]
+    slim = [name for name in SLIM if name in names]
     across = 1 if len(tall) <= 3 else 2
     cells = [*tall, *[None] * (-len(tall) % across), *slim]
     heights = [2.3 if i < len(tall) else 1.15 for i in range(0, len(cells), across)]
@@ -99,41 +86,6 @@ def learning_curves(
         return saved(figure, path)
 
 
-def _columns(history: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """Turn the columns of numbers into float arrays, with NaN for what is missing or infinite."""
-    columns: dict[str, np.ndarray] = {}
-    for name in history:
-        try:
-            values = np.array([np.nan if v is None else v for v in history[name]], np.float64)
-        except (TypeError, ValueError):  # a table an epoch, or text
-            continue
-        if values.ndim == 1:
-            columns[name] = np.where(np.isfinite(values), values, np.nan)
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(
-            f"the columns of `history` must have one entry an epoch each, got the lengths {lengths}"
-        )
-    if not any(lengths.values()):
-        raise DataError("`history` must hold numbers of at least one epoch, got none")
-    return columns
-
-
-def _panels(columns: Mapping[str, np.ndarray], metrics: Iterable[str] | None) -> list[str]:
-    """List the names to draw, a metric and its validation being one."""
-    there = sorted(dict.fromkeys(name.removeprefix("val_") for name in columns), key=reading_order)
-    if metrics is None:
-        measured = [name for name in columns if np.isfinite(columns[name]).any()]
-        names = [n for n in there if not _BOOKKEEPING.search(n) and {n, "val_" + n} & {*measured}]
-    else:
-        names = [n.removeprefix("val_") for n in ([metrics] if isinstance(metrics, str) else metrics)]
-        for name in names:
-            check.one_of("metrics", name, there)
-    if not names:
-        raise DataError(f"there is no metric to draw; `history` has {', '.join(columns) or 'only epochs'}")
-    return list(dict.fromkeys(names))
-
-
 def _panel(
     axes: "Axes", epochs: np.ndarray, columns: Mapping[str, np.ndarray], name: str, known: Known
 ) -> list[Any]:
@@ -141,7 +93,7 @@ def _panel(
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     series = [("train", TRAIN, name), ("validation", VALIDATION, "val_" + name)]
-    if name in _SLIM:
+    if name in SLIM:
         series = [("", QUIET, name)]
     series = [s for s in series if s[2] in columns and np.isfinite(columns[s[2]]).any()]
     shown = name.replace("_", " ")
@@ -152,12 +104,12 @@ def _panel(
         return []
     together = np.concatenate([columns[column] for _, _, column in series])
     low, high = np.nanmin(together), np.nanmax(together)
-    if low > 0 and high / low > 40 and (better(name) is min or name == "grad_norm"):
+    if is_logarithmic(name, low, high):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 400 else (1.0,)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if name in _SLIM else 6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if name in SLIM else 6))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
     labels = []
@@ -165,7 +117,7 @@ def _panel(
         values = columns[column]
         finite = np.isfinite(values)
         alone = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]  # no line would show these
-        marked = finite if len(values) <= 40 and name not in _SLIM else alone
+        marked = finite if len(values) <= 40 and name not in SLIM else alone
         axes.plot(
             epochs,
             values,

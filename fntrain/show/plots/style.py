@@ -61,7 +61,8 @@ def styled() -> Iterator[None]:
         import matplotlib.style
     except ImportError as error:
         raise ConfigError(
-            'pictures are drawn by Matplotlib, which is not installed: `pip install "fntrain[plot]"`'
+            'pictures are drawn by Matplotlib, which is not installed: `pip install "fntrain[plot]"`; '
+            "`print(fntrain.plots.text(history))` draws learning curves without it"
         ) from error
     with matplotlib.style.context(["default", _STYLE]):
         yield

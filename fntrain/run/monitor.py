@@ -10,7 +10,8 @@ import numpy as np
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.ranking import Direction
-from ..run.context import LoopContext, Mode
+from ..step.task import COLUMNS
+from .context import LoopContext, Mode
 
 
 class Monitor:
@@ -19,17 +20,19 @@ class Monitor:
     Args:
       column: its name.
       mode: `"min"`, `"max"`, or `"auto"`, for which the metric that the column comes from says which.
+      argument: what the column is called in a message.
 
     Raises:
       ConfigError: if the name is no string, or the mode another word.
     """
 
-    def __init__(self, column: str, mode: Mode = "auto"):
+    def __init__(self, column: str, mode: Mode = "auto", argument: str = "monitor"):
         if not isinstance(column, str):
-            raise ConfigError(f"`monitor` must be the name of a logged column, got {column!r}")
+            raise ConfigError(f"`{argument}` must be the name of a logged column, got {column!r}")
         check.one_of("mode", mode, ("auto", "min", "max"))
         self.column: str = column
         self.mode: Mode = mode
+        self._argument = argument
         self._direction: Direction | None = None
 
     @property
@@ -63,7 +66,7 @@ class Monitor:
         value = ctx.logs.get(self.column)
         if not _is_number(value):
             known = [name for name, x in ctx.logs.items() if _is_number(x)]
-            raise self._missing([name for name in known if name not in ("epoch", "step")])
+            raise self._missing([name for name in known if name not in COLUMNS])
         return float(value)  # type: ignore[arg-type]
 
     def watches(self) -> dict[str, Any]:
@@ -76,7 +79,7 @@ class Monitor:
             hint = "; pass `validation_data` to `fit`"
         names = ", ".join(map(repr, known))
         return ConfigError(
-            f"`monitor` must be a number that an epoch logs, one of {names}, got {self.column!r}{hint}"
+            f"`{self._argument}` must be a number that an epoch logs, one of {names}, got {self.column!r}{hint}"
         )
 
     def __str__(self) -> str:

@@ -1,0 +1,91 @@
+"""What each kind of thing is to the toolkit, as a Protocol: what a checker, or `isinstance`, can be asked.
+
+Nothing has to derive from these. A callback is `fntrain.callbacks.Callback`, which says the same of its events.
+
+Examples:
+  >>> import fntrain as ft
+  >>> isinstance(ft.optimizers.sgd(0.1), Optimizer), isinstance(ft.metrics.accuracy(), Metric)
+  (True, True)
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+from ._core.typing import Batch, Params
+
+__all__ = ["EvalStep", "LossFn", "Metric", "Optimizer", "Schedule", "TrainStep"]
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """A gradient transform, an optimizer being one whose updates can be added: optax's protocol."""
+
+    @property
+    def init(self) -> Any:
+        """`params -> state`."""
+        ...
+
+    @property
+    def update(self) -> Any:
+        """`(updates, state, params=None, **extra) -> (updates, state)`."""
+        ...
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A value for each update."""
+
+    def __call__(self, step: Any, /) -> Any:
+        """The value at a count of updates, a number or an array, traced or not."""
+        ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A commutative monoid of accumulators, and what is read from one."""
+
+    @property
+    def empty(self) -> Any:
+        """`() -> accumulator`, of which nothing has been seen."""
+        ...
+
+    @property
+    def update(self) -> Any:
+        """`(accumulator, outputs, weight=None) -> accumulator`."""
+        ...
+
+    @property
+    def merge(self) -> Any:
+        """`(accumulator, accumulator) -> accumulator`."""
+        ...
+
+    @property
+    def compute(self) -> Any:
+        """`accumulator -> value`."""
+        ...
+
+
+@runtime_checkable
+class LossFn(Protocol):
+    """What a Task trains by."""
+
+    def __call__(self, params: Params, batch: Batch, ctx: Any, /) -> Any:
+        """An array, a scalar or one value a row, or a `losses.Loss`."""
+        ...
+
+
+@runtime_checkable
+class TrainStep(Protocol):
+    """`train_step`, or what `fit(..., train_step=)` takes in its place."""
+
+    def __call__(self, task: Any, state: Any, batch: Batch, weight: Any = None, /) -> tuple[Any, Any]:
+        """`(state, metrics)`."""
+        ...
+
+
+@runtime_checkable
+class EvalStep(Protocol):
+    """`eval_step`, or what `fit(..., eval_step=)` takes in its place."""
+
+    def __call__(self, task: Any, state: Any, batch: Batch, weight: Any = None, /) -> Any:
+        """Metrics."""
+        ...
