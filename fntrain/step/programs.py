@@ -22,6 +22,7 @@ from ..transforms import loss_scale, types as transforms
 from . import gradients, reports
 from .packed import Packed, packed, unpacked
 from .reports import StepMetrics
+from .rootkey import Words
 from .state import TrainState, check_optimizer
 from .task import Context, Task, fold_in_name
 
@@ -65,13 +66,13 @@ def takes_weights(task: Task, state: TrainState, batch: Batch, *, train: bool) -
 
 def train_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Any:
     """`train_step`, unchecked, and the merge of its metrics into `metrics` (donated too), in one dispatch."""
-    impl, bits = _raw(state.key)
+    impl, bits = _words(state)
     layout = _layout(state)
     with manual.mesh_context(task.axis_name, state.step):
         *parts, metrics, step = _train_step(
             task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
         )
-    return _of_parts(step, parts, state.key, layout), metrics
+    return _of_parts(step, parts, Words(impl, bits), layout), metrics
 
 
 def train_many_into(
@@ -87,19 +88,19 @@ def train_many_into(
     With `log_every` also the values of the metrics, packed, `[K, …]`, after the steps whose number it divides; they
     are computed after those steps alone, and the other rows hold nothing.
     """
-    impl, bits = _raw(state.key)
+    impl, bits = _words(state)
     layout = _layout(state)
     with manual.mesh_context(task.axis_name, state.step):
         *parts, metrics, values, step = _train_steps(
             task, impl, layout, state.step, *_donated(state), bits, batches, weights, metrics, log_every
         )
-    state = _of_parts(step, parts, state.key, layout)
+    state = _of_parts(step, parts, Words(impl, bits), layout)
     return (state, metrics, values) if log_every else (state, metrics)
 
 
 def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Packed:
     """`eval_step`, likewise."""
-    impl, bits = _raw(state.key)
+    impl, bits = _words(state)
     with manual.mesh_context(task.axis_name, state.step):
         return _eval_step(
             task, impl, state.step, state.params, state.model_state, bits, batch, weight, metrics
@@ -108,13 +109,13 @@ def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batc
 
 def outputs_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> PyTree:
     """What a task predicts for a batch: of its `predict_fn`, or the outputs of its loss."""
-    impl, bits = _raw(state.key)
+    impl, bits = _words(state)
     with manual.mesh_context(task.axis_name, state.step):
         return _outputs(task, impl, state.step, state.params, state.model_state, bits, batch, weight)
 
 
-def _of_parts(step: jax.Array, parts: list[Any], key: jax.Array, layout: Layout | None) -> TrainState:
-    state = TrainState(step, *parts, key=key)
+def _of_parts(step: jax.Array, parts: list[Any], key: Words, layout: Layout | None) -> TrainState:
+    state = TrainState(step, *parts, key=key)  # type: ignore[arg-type]
     if layout is not None:  # it was pinned there, so the next step need not ask
         object.__setattr__(state, "_layout", layout)
     return state
@@ -125,27 +126,20 @@ def _layout(state: TrainState) -> Layout | None:
 
     Left to the compiler, a bias that the rules keep whole comes back split, and the next step compiles anew.
     """
-    if not (check.is_concrete(state.step) and isinstance(state.step.sharding, NamedSharding)):
+    if not (
+        check.is_concrete(state.step) and isinstance(getattr(state.step, "sharding", None), NamedSharding)
+    ):
         return None
     return state.__dict__.get("_layout") or layout_of((*_donated(state), state.step))
 
 
-def _raw(key: jax.Array) -> tuple[Any, jax.Array]:
-    """A typed key's implementation and its words.
+def _words(state: TrainState) -> Words:
+    """The kind of a state's key and its words.
 
     jit takes the slow way round for typed keys, as arguments and as results; a step costs twice as much for it.
-    The root key never changes, so a step gets the words, and its new state the same key again.
+    The root key never changes, so a step gets the words, and its new state the same words again.
     """
-    words = getattr(key, "_base_array", None)  # what key_data reads, without a dispatch
-    if words is None:  # a tracer's
-        return jax.random.key_impl(key), jax.random.key_data(key)
-    impl = _IMPLEMENTATIONS.get(key.dtype)
-    if impl is None:
-        impl = _IMPLEMENTATIONS[key.dtype] = jax.random.key_impl(key)
-    return impl, words
-
-
-_IMPLEMENTATIONS: dict[Any, Any] = {}  # by the dtype of keys: asked for at every step
+    return state.__dict__["_words"]
 
 
 @jax.jit
