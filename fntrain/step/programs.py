@@ -64,12 +64,19 @@ def takes_weights(task: Task, state: TrainState, batch: Batch, *, train: bool) -
     return True
 
 
-def train_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Any:
-    """`train_step`, unchecked, and the merge of its metrics into `metrics` (donated too), in one dispatch."""
+def train_into(
+    task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any, *, keep: bool = False
+) -> Any:
+    """`train_step`, unchecked, and the merge of its metrics into `metrics` (donated too), in one dispatch.
+
+    With `keep` nothing is donated, as where the state is being differentiated: behind its tracers are the caller's
+    own arrays.
+    """
     impl, bits = _words(state)
     layout = _layout(state)
+    run = _kept_step if keep else _train_step
     with manual.mesh_context(task.axis_name, state.step):
-        *parts, metrics, step = _train_step(
+        *parts, metrics, step = run(
             task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
         )
     return _of_parts(step, parts, Words(impl, bits), layout), metrics
@@ -82,6 +89,8 @@ def train_many_into(
     batches: Batch,
     weights: Any,
     log_every: int = 0,
+    *,
+    keep: bool = False,
 ) -> Any:
     """`train_steps`, likewise.
 
@@ -91,7 +100,7 @@ def train_many_into(
     impl, bits = _words(state)
     layout = _layout(state)
     with manual.mesh_context(task.axis_name, state.step):
-        *parts, metrics, values, step = _train_steps(
+        *parts, metrics, values, step = (_kept_steps if keep else _train_steps)(
             task, impl, layout, state.step, *_donated(state), bits, batches, weights, metrics, log_every
         )
     state = _of_parts(step, parts, Words(impl, bits), layout)
@@ -218,6 +227,10 @@ def _train_steps(
     start = (*_donated(state), state.step)
     ((*parts, step), accumulated), values = manual.scan(body, (start, accumulated), (batches, weights))
     return *parts, packed(accumulated), values, step
+
+
+_kept_step = jax.jit(_train_step.__wrapped__, static_argnums=(0, 1, 2)  # type: ignore[attr-defined]
+_kept_steps = jax.jit(_train_steps.__wrapped__, static_argnums=(0, 1, 2, 12)  # type: ignore[attr-defined]
 
 
 def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: int) -> Packed:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 from .. import precision, tree
@@ -421,3 +422,10 @@ def check_state(state: Any, verb: str) -> None:
             f"the state that step returned. Use that one, `state, metrics = train_step(task, state, batch)`; "
             f"to keep a state, copy it first: `jax.tree.map(jnp.copy, state)`"
         )
+
+
+def is_traced(state: TrainState) -> bool:
+    """Whether a part of it is being traced, so that its arrays are not the state's own to give away."""
+    return any(
+        isinstance(x, Tracer) for x in jax.tree.leaves((state.params, state.opt_state, state.model_state))
+    )
