@@ -33,10 +33,17 @@ class Form:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _form, (self.structure, self.layout)
+        # By a tree: a structure of JAX's has a pickle only where it is made of Python's own containers.
+        return _form_of, (jax.tree.unflatten(self.structure, range(len(self.layout))), self.layout)
 
 
-_form = functools.cache(Form)
+@functools.cache
+def _form(structure: Any, layout: tuple[tuple[str, tuple[int, ...], int | None], ...]) -> Form:
+    return Form(structure, layout)
+
+
+def _form_of(tree: PyTree, layout: tuple[tuple[str, tuple[int, ...], int | None], ...]) -> Form:
+    return _form(jax.tree.structure(tree), layout)
 
 
 @jax.tree_util.register_dataclass

@@ -229,8 +229,8 @@ def _train_steps(
     return *parts, packed(accumulated), values, step
 
 
-_kept_step = jax.jit(_train_step.__wrapped__, static_argnums=(0, 1, 2)  # type: ignore[attr-defined]
-_kept_steps = jax.jit(_train_steps.__wrapped__, static_argnums=(0, 1, 2, 12)  # type: ignore[attr-defined]
+_kept_step = jax.jit(_train_step.__wrapped__, static_argnums=(0, 1, 2))  # type: ignore[attr-defined]
+_kept_steps = jax.jit(_train_steps.__wrapped__, static_argnums=(0, 1, 2, 12))  # type: ignore[attr-defined]
 
 
 def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: int) -> Packed:

@@ -205,10 +205,8 @@ def test_a_scan_that_merges_from_empty_metrics_is_train_steps():
 def test_empty_metrics_are_those_of_nothing():
     state = fresh()
     shapes = jax.ShapeDtypeStruct((4, 3), jnp.float32)
-    for train, verb in (
-        (True, lambda: ft.train_step(TASK, fresh(), X)[1]),
-        (False, lambda: ft.eval_step(TASK, state, X)),
-    ):
+    seen = {True: ft.train_step(TASK, fresh(), X)[1], False: ft.eval_step(TASK, state, X)}
+    for train, some in seen.items():
         empty = ft.empty_metrics(TASK, state, shapes, train=train)
         values = ft.compute_metrics(TASK, empty)
         assert np.isnan(values["mae"])
@@ -216,3 +214,30 @@ def test_empty_metrics_are_those_of_nothing():
         chex.assert_trees_all_equal(ft.merge_metrics(TASK, some, empty), some)
     with pytest.raises(ft.ConfigError, match="`train`"):
         ft.empty_metrics(TASK, state, X, train="yes")
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_and_what_its_steps_return_survive_a_pickle():
+    """Transforms, schedules and metrics do by `testing.check_value`, over their registries."""
+    rate = ft.schedules.warmup(ft.schedules.cosine(1e-3, 100), 10)
+    tx = ft.chain(ft.clip_by_norm(1.0), ft.MultiSteps(ft.optimizers.adamw(rate), 2))
+    task = ft.Task(loss_fn, tx, {"mae": ft.metrics.mae()}, microbatches=2, policy="bf16")
+    again = pickle.loads(pickle.dumps(task))
+    assert again == task
+    assert hash(again) == hash(task)
+    metrics = ft.eval_step(TASK, fresh(), X)
+    for other in (pickle.loads(pickle.dumps(metrics)), copy.deepcopy(metrics)):
+        chex.assert_trees_all_equal(
+            ft.merge_metrics(TASK, other, metrics), ft.merge_metrics(TASK, metrics, metrics)
+        )
+    losses = loss_fn({"w": jnp.asarray(W)}, X, ft.Context(jax.random.key(0), False, jnp.int32(0), None))
+    chex.assert_trees_all_equal(pickle.loads(pickle.dumps(losses)), losses)
+    assert copy.deepcopy(task) == task
+
+
+def test_a_function_that_no_module_has_is_named_by_the_pickle():
+    task = ft.Task(lambda params, batch, ctx: ft.losses.mse(batch, batch), ft.optimizers.sgd(0.1))
+    with pytest.raises((AttributeError, pickle.PicklingError), match=r"pickle.*<lambda>"):
+        pickle.dumps(task)
