@@ -50,6 +50,7 @@ from .step.state import TrainState as TrainState, init_state as init_state
 from .step.step import (
     compute_gradients as compute_gradients,
     compute_metrics as compute_metrics,
+    empty_metrics as empty_metrics,
     eval_step as eval_step,
     flush as flush,
     merge_metrics as merge_metrics,
@@ -108,6 +109,7 @@ __all__ = [
     "compute_gradients",
     "compute_metrics",
     "data_loader",
+    "empty_metrics",
     "errors",
     "eval_step",
     "evaluate",

@@ -70,6 +70,14 @@ class Policy:
         said = f"params={self.params!r}, compute={self.compute!r}, output={self.output!r}"
         return f"Policy({said}{', stochastic_rounding=True' * self.stochastic_rounding})"
 
+    def __enter__(self) -> None:
+        raise ConfigError(
+            "a Policy is no context: in which dtype a task computes is a part of it, `Task(loss_fn, tx, policy='bf16')`"
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        """There is nothing to leave."""
+
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _SHORT = {
@@ -92,6 +100,34 @@ def policy(value: Policy | str) -> Policy:
     raise ConfigError(
         f"`policy` must be a Policy or one of {', '.join(map(repr, _SHORT))}, got {value!r}{_meant(value)}"
     )
+
+
+def autocast(dtype: Any = "bfloat16") -> Policy:
+    """Mixed precision, by the name that it has as a context elsewhere: the Policy that computes in a dtype.
+
+    Args:
+      dtype: `"bfloat16"`, `"float16"` or `"float32"`, or such a dtype.
+
+    Returns:
+      A Policy for `Task(policy=)`: parameters, sums and statistics stay float32. float16 wants a
+      `dynamic_loss_scale` too.
+
+    Raises:
+      ConfigError: if it is another; and of `with autocast():`, for a policy is a part of the task, and no context.
+
+    Examples:
+      >>> import fntrain as ft
+      >>> ft.precision.autocast() == ft.precision.policy("bf16")
+      True
+    """
+    short = {str(made.compute): made for made in _SHORT.values()}
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    name = name.removeprefix("torch.")
+    if name not in short:
+        raise ConfigError(
+            f"`dtype` must be one of {', '.join(map(repr, short))}, got {dtype!r}{did_you_mean(name, short)}"
+        )
+    return short[name]
 
 
 _NAMES = {
@@ -143,6 +179,7 @@ def round_stochastically(tree: PyTree, like: PyTree, key: jax.Array) -> PyTree:
 
 __all__ = [
     "Policy",
+    "autocast",
     "cast",
     "policy",
     "round_stochastically",

@@ -359,3 +359,12 @@ def test_digits_train_as_well_in_half_precision():
     assert accuracy["float32"] > 0.95
     for value in accuracy.values():
         assert abs(value - accuracy["float32"]) <= 0.01, accuracy
+
+
+def test_autocast_is_a_policy_and_no_context():
+    for dtype, short in (("bfloat16", "bf16"), (jnp.float16, "fp16"), (np.dtype("float32"), "float32")):
+        assert precision.autocast(dtype) == precision.policy(short)
+    with pytest.raises(ft.ConfigError, match=r"Task\(loss_fn, tx, policy='bf16'\)"), precision.autocast():
+        pass
+    with pytest.raises(ft.ConfigError, match=r"`dtype`.*'bfloat16'"):
+        precision.autocast("bfloat")

@@ -12,6 +12,7 @@ from .._core.errors import (
     ConfigError,
 )
 from .._core.typing import PyTree
+from ..step.state import closed, opened
 from .leaves import can_cast, converted, kind, placed, saved_kind
 
 
@@ -23,8 +24,9 @@ def fitted(
     cast: bool = False,
 ) -> PyTree:
     """The arrays found, by path, as the tree `like`; `what` says in a message where they were found."""
-    wanted = dict(tree.items(like))
-    if len(wanted) != len(jax.tree.leaves(like)):
+    fields = opened(like)
+    wanted = dict(tree.items(fields))
+    if len(wanted) != len(jax.tree.leaves(fields)):
         raise ConfigError("`like` must not have two leaves of the same path")
     kinds = {path: kind(path, leaf) for path, leaf in wanted.items()}
     rows = _differences({p: saved_kind(info) for p, (_, info) in found.items()}, kinds, partial, cast)
@@ -36,7 +38,7 @@ def fitted(
             host, info = found[path]
             leaf = placed(converted(path, host, kinds[path][0]), info.get("key"), leaf)
         leaves.append(leaf)
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return closed(like, jax.tree.unflatten(jax.tree.structure(fields), leaves))
 
 
 def _differences(

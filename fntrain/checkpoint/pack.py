@@ -13,6 +13,7 @@ from .._core.errors import (
     ConfigError,
 )
 from .._core.typing import PyTree
+from ..step.state import opened
 from .leaves import check_array, kind, with_key
 from .paths import below
 
@@ -84,7 +85,8 @@ def check_state(state: PyTree) -> None:
 
 
 def as_arrays(state: PyTree) -> PyTree:
-    """The state with its Python numbers as arrays: in a state, every leaf is one."""
+    """The state with its Python numbers as arrays, for every leaf of a state is one; TrainStates by their fields."""
+    state = opened(state)
 
     def one(path: str, leaf: Any) -> Any:
         kind(path, leaf)

@@ -1,6 +1,7 @@
-"""A data set of arrays: mini-batches whose order is a function of (seed, epoch, index)."""
+"""A data set of arrays, or of examples: mini-batches whose order is a function of (seed, epoch, index)."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import Batch, PyTree
 from .columns import check_range, check_rows, marked, padded
+from .examples import Examples, is_examples, refuse_others
 from .position import Position
 from .tensors import at, columns
 
@@ -28,7 +30,11 @@ class ArrayLoader:
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
-        self.rows: int = tree.leading_axis(data, name="data")
+        self.rows: int = data.rows if isinstance(data, Examples) else tree.leading_axis(data, name="data")
+        # The rows at some positions, as a tree of NumPy arrays.
+        self.read: Callable[[np.ndarray], Batch] = (
+            data.read if isinstance(data, Examples) else functools.partial(_rows, data)
+        )
         self.position = Position(0, 0)
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -67,18 +73,15 @@ class ArrayLoader:
     def batch(self, epoch: int, index: int) -> tuple[Batch, np.ndarray]:
         """Batch `index` of an epoch, `(batch, weight)`; rows past the end are zeros of weight 0."""
         rows = self.order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        batch = check_range(jax.tree.map(lambda x: at(x, rows), self.data), "`data`")
+        batch = check_range(self.read(rows), "`data`")
         return padded(batch, len(rows), self.batch_size)
 
     def stacked(self, epoch: int, index: int, count: int) -> Batch:
         """Batches `index` to `index + count` of an epoch, all whole, as one gather: leaves `[count, batch, …]`."""
         size = self.batch_size
         rows = self.order(epoch)[index * size : (index + count) * size]
-
-        def gather(x: Any) -> np.ndarray:
-            return at(x, rows).reshape(count, size, *x.shape[1:])
-
-        return check_range(jax.tree.map(gather, self.data), "`data`")
+        batches = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), self.read(rows))
+        return check_range(batches, "`data`")
 
     def __iter__(self) -> Iterator[tuple[Batch, np.ndarray]]:
         epoch, start = self.position
@@ -93,7 +96,7 @@ class ArrayLoader:
 def data_loader(
     data: PyTree, batch_size: int, *, shuffle: bool = True, seed: int = 0, drop_last: bool = False
 ) -> ArrayLoader:
-    """Mini-batches of a data set of arrays, gathered one at a time.
+    """Mini-batches of a data set of arrays or examples, gathered one at a time.
 
     Args:
       data: an array, or a tuple, dict or any tree of arrays that share their leading axis. Arrays of NumPy and JAX
@@ -102,6 +105,9 @@ def data_loader(
         torch, lists of numbers, and whatever has `__array__` or `__dlpack__` become arrays here: a frame is the matrix
         of its columns. Text, times, categories, objects, sparse matrices and values marked as missing are refused.
         Where `jax_enable_x64` is off, 64-bit floats are rounded to 32 on the device, as JAX does.
+        Or a data set of examples, `len(data)` and `data[i]`, as those of Hugging Face (a dict of the columns that hold
+        numbers) and of torch: an example is a number, an array, or a tuple or dict of them, all of one form, and a
+        batch has its structure. What `data[i]` draws at random is its own, and is not repeated on a resume.
       batch_size: rows of every batch. The last one of an epoch is padded to it with rows of weight 0, so that
         nothing is compiled twice and no example is lost.
       shuffle: a new order each epoch.
@@ -136,14 +142,24 @@ def array_loader(
     batch_size = check.integer("batch_size", batch_size, at_least=1)
     seed = check.integer("seed", seed, at_least=0)
     shuffle, drop_last = check.flag("shuffle", shuffle), check.flag("drop_last", drop_last)
-    data = columns(data, name)
-    check_rows(data, name)
-    rows = tree.leading_axis(data, name=name)
+    if is_examples(data):
+        data = Examples(data, name)
+        rows = data.rows
+    else:
+        refuse_others(data, name)
+        data = columns(data, name)
+        check_rows(data, name)
+        rows = tree.leading_axis(data, name=name)
     if rows == 0:
         raise DataError(f"`{name}` must hold at least one example, got {tree.describe(data)}")
     if drop_last and rows < batch_size:
         raise ConfigError(f"`drop_last=True` leaves nothing: {rows} examples, `batch_size` {batch_size}")
-    return ArrayLoader(jax.tree.map(_on_host, data), batch_size, shuffle, seed, drop_last)
+    data = jax.tree.map(_on_host, data)
+    return ArrayLoader(data, batch_size, shuffle, seed, drop_last)
+
+
+def _rows(data: PyTree, rows: np.ndarray) -> Batch:
+    return jax.tree.map(lambda x: at(x, rows), data)
 
 
 def _on_host(x: Any) -> Any:

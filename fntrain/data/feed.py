@@ -21,6 +21,7 @@ from ..step.packed import Packed
 from ..step.state import TrainState
 from ..step.task import Task
 from .arrays import ArrayLoader, Arrays
+from .examples import Examples, batch_them
 from .position import Position
 from .tensors import is_column, to_numpy
 
@@ -96,9 +97,27 @@ class Feed:
         except ScalarLossError:
             if self.source.has_tail:
                 raise self._scalar_tail() from None
+            self._refuse_examples(state, train, first)
         self.weighed = False
         self.form = self._shapes(first, weight)
         return programs.empty_metrics(self.task, state, *self.form, train=train)
+
+    def _refuse_examples(self, state: TrainState, train: bool, first: Any) -> None:
+        """A loss that gives one number for what comes, and one a row for two of it stacked, was given an example.
+
+        If it holds a number beside its arrays, that is: a batch of nothing but rows may be summed up as well.
+        """
+        if isinstance(self.source, Arrays) or all(np.ndim(x) for x in jax.tree.leaves(first)):
+            return
+        try:
+            takes = programs.takes_weights(self.task, state, _two(first), train=train)
+        except Exception:  # whatever the loss raises on what it was not written for
+            return
+        if takes:
+            raise DataError(
+                f"`{self.name}` gives examples, one by one, {tree.describe(first)}: "
+                f"{batch_them(first, self.name)}"
+            )
 
     def pieces(self, position: Position, room: Callable[[int], int]) -> Iterator[Piece]:
         """An epoch's batches from a position on.
@@ -116,18 +135,23 @@ class Feed:
     ) -> Iterator[Piece]:
         epoch, index = position
         total = len(loader)
+        # Arrays are there; examples may be read from anywhere.
+        waiting = self._waiting if isinstance(loader.data, Examples) else nullcontext()
         while index < total and (steps := room(index - position.index)):
             if steps > 1 and self.whole and index + steps <= loader.whole:
                 weights = self._ones(steps, loader.batch_size) if self.weighed else None
-                piece = Piece(
-                    loader.stacked(epoch, index, steps), weights, steps, True, index + steps == total
-                )
+                with waiting:
+                    batches = loader.stacked(epoch, index, steps)
+                piece = Piece(batches, weights, steps, True, index + steps == total)
             elif steps > 1 and not self.whole and index + steps <= total:
-                pairs = [loader.batch(epoch, i) for i in range(index, index + steps)]
+                with waiting:
+                    pairs = [loader.batch(epoch, i) for i in range(index, index + steps)]
                 piece = Piece(*self._stacked(pairs), steps, True, index + steps == total)
             else:
                 steps = 1
-                piece = Piece(*self.placed(*loader.batch(epoch, index)), 1, False, index + 1 == total)
+                with waiting:
+                    batch, weight = loader.batch(epoch, index)
+                piece = Piece(*self.placed(batch, weight), 1, False, index + 1 == total)
             index += steps
             yield piece
 
@@ -231,7 +255,7 @@ def _other_form(
 ) -> str | None:
     """In which form the loss would have taken its batch, in words; None if that is not known."""
 
-    def takes(other: Any) -> bool:
+    def takes(other: Any, weight: Any = weight) -> bool:
         try:
             met(other, weight)
         except Exception:
@@ -254,7 +278,19 @@ def _other_form(
         and isinstance(batch, tuple | list)
     ):
         return "this loss takes a dict: give `{name: column}`, or take the batch apart in it, `x, y = batch`"
+    if not isinstance(source, Arrays) and takes(_two(batch), np.ones(2, np.float32)):
+        return f"this one is an example, for two of them stacked are taken: {batch_them(batch, source.name)}"
     return None
+
+
+def _two(example: Any) -> Any:
+    """The form of a batch of two such examples."""
+
+    def one(x: Any) -> jax.ShapeDtypeStruct:
+        shape = jax.eval_shape(jnp.asarray, x)
+        return jax.ShapeDtypeStruct((2, *shape.shape), shape.dtype)
+
+    return jax.tree.map(one, example)
 
 
 def on_device(piece: Piece) -> Piece:

@@ -10,6 +10,7 @@ from .. import tree
 from .._core.digest import crc32
 from .._core.errors import DataError
 from .arrays import ArrayLoader, Arrays, array_loader
+from .examples import Examples, is_examples, refuse_others
 from .stream import Stream
 from .tensors import at, is_column, is_leaf
 
@@ -17,8 +18,9 @@ from .tensors import at, is_column, is_leaf
 def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str = "data") -> Any:
     """What `fit` and `evaluate` iterate over, from any of the forms data comes in.
 
-    An array, or a tuple or dict (any tree but a list) of arrays, is a data set; a list, generator, loader, Grain
-    dataset or function `epoch -> iterable` gives batches. A source has `length` (batches of an epoch, or None) and
+    An array, or a tuple or dict (any tree but a list) of arrays, is a data set, and so is what has examples by
+    position (`len(data)` and `data[i]`, Hugging Face's or torch's); a list, generator, loader, Grain dataset or
+    function `epoch -> iterable` gives batches. A source has `length` (batches of an epoch, or None) and
     whether that is `sure`, `endless`, `has_tail`, `peek() -> (batch, weight)`, `epoch(epoch, start) -> iterator of
     (batch, weight)`, and, where it may hold pairs, `pair_up`.
 
@@ -37,7 +39,8 @@ def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str
         if isinstance(data, list):
             _refuse_columns(data, name)
         return Stream(data, name)  # type: ignore[arg-type]
-    if not _is_arrays(data):
+    refuse_others(data, name)
+    if not is_examples(data) and not _is_arrays(data):
         if isinstance(data, Iterable) and not isinstance(data, str | bytes):
             return Stream(data, name)
         raise DataError(
@@ -75,6 +78,14 @@ def fingerprint(source: Any) -> dict[str, Any]:
     if isinstance(source, Stream):
         return {"kind": "iterable"}
     loader = source.loader
+    cut = {
+        "batch_size": loader.batch_size,
+        "shuffle": loader.shuffle,
+        "seed": loader.seed,
+        "drop_last": loader.drop_last,
+    }
+    if isinstance(loader.data, Examples):
+        return {**loader.data.fingerprint(), **cut}
     rows = np.unique(np.linspace(0, loader.rows - 1, min(loader.rows, 64)).astype(np.int64))
     digest = 0
     for _, x in tree.items(loader.data):
@@ -83,8 +94,5 @@ def fingerprint(source: Any) -> dict[str, Any]:
         "kind": "arrays",
         "leaves": {path: f"{np.dtype(x.dtype).name}{list(x.shape)}" for path, x in tree.items(loader.data)},
         "sample_crc32": digest,
-        "batch_size": loader.batch_size,
-        "shuffle": loader.shuffle,
-        "seed": loader.seed,
-        "drop_last": loader.drop_last,
+        **cut,
     }

@@ -14,6 +14,7 @@ from .._core.errors import DataError
 from .._core.typing import Batch
 from .arrays import ArrayLoader
 from .columns import check_range, check_weight, own_weight, padded
+from .examples import batch_them
 from .tensors import is_column, is_rows, to_numpy
 
 
@@ -125,7 +126,12 @@ class Stream:
                 f"of a data set, or make an array of each batch"
             )
         batch = to_numpy(batch, f"{self.name}, {where}")
-        rows = tree.leading_axis(batch, name=f"{self.name}, {where}")
+        try:
+            rows = tree.leading_axis(batch, name=f"{self.name}, {where}")
+        except DataError as error:
+            if self.first is not None or not jax.tree.leaves(batch):
+                raise
+            raise DataError(f"{error}. If this is an example: {batch_them(given, self.name)}") from None
         form = [(path, np.shape(x)[1:], np.dtype(x.dtype)) for path, x in tree.items(batch)]
         if self.first is None:
             if rows == 0:

@@ -8,8 +8,9 @@ from .linen import linen as linen
 from .model import Model as Model
 from .nnx import nnx as nnx
 from .plain import plain as plain
+from .remat import remat as remat
 from .supervised import ALIASES as ALIASES
 
-__all__ = ["ALIASES", "Model", "Variables", "equinox", "haiku", "linen", "nnx", "plain"]
+__all__ = ["ALIASES", "Model", "Variables", "equinox", "haiku", "linen", "nnx", "plain", "remat"]
 
 surface(__name__)

@@ -135,16 +135,18 @@ def fit(
     Args:
       task: the Task.
       state: the TrainState to start from; it stays usable, unless `donate`.
-      data: a data set of arrays (an array, or a tuple, dict or any tree of them, of whatever `data_loader` takes), or
-        batches: a list, a generator, a loader, a Grain dataset, or a function `epoch -> iterable`, or of nothing,
-        which is called once an epoch, in order. Batches that the loss cannot take as they are may be pairs
-        `(batch, weight)`, as a loader yields them: a float a row, 0 for padding. A batch of a loader whose weights
-        were left behind keeps them for as long as its columns are NumPy arrays with all their rows; where they become
-        others (`jnp`), pass the pair on. A generator without an end has no epochs: give `steps`.
+      data: a data set of arrays (an array, or a tuple, dict or any tree of them, of whatever `data_loader` takes) or
+        of examples (of Hugging Face or torch: `len(data)` and `data[i]`), or batches: a list, a generator, a loader, a
+        Grain dataset, or a function `epoch -> iterable`, or of nothing, which is called once an epoch, in order; not
+        a torch loader that shuffles, where there is a `run_dir`: give its `dataset`. Batches that the loss cannot take
+        as they are may be pairs `(batch, weight)`, as a loader yields them: a float a row, 0 for padding. A batch of a
+        loader whose weights were left behind keeps them for as long as its columns are NumPy arrays with all their
+        rows; where they become others (`jnp`), pass the pair on. A generator without an end has no epochs: give
+        `steps`.
       epochs: epochs in all, also when resuming; 10 if neither this nor `steps` is given.
       steps: batches in all, instead.
-      batch_size: rows of a batch, where `data` is arrays.
-      shuffle: a new order each epoch, where `data` is arrays.
+      batch_size: rows of a batch, where `data` is arrays or examples.
+      shuffle: a new order each epoch, where `data` is arrays or examples.
       seed: of the order.
       validation_data: as `data`; evaluated at the end of each epoch, in order, into `val_…` columns. Several sets:
         `fntrain.named(val=…, shifted=…)`, into columns of their names. What can be read only once serves a single

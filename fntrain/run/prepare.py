@@ -15,6 +15,7 @@ from .._core.errors import ConfigError, DataError
 from .._core.ranking import Direction
 from ..checkpoint.keep import Keep
 from ..data.arrays import Arrays
+from ..data.examples import is_shuffled_loader
 from ..data.feed import Feed
 from ..data.named import by_name
 from ..data.position import Position
@@ -105,6 +106,13 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
     if options.run_dir is None:
         return nullcontext()
     source = feeds.training.source
+    if isinstance(source, Stream) and is_shuffled_loader(source.source):
+        raise DataError(
+            "`data` is a loader that shuffles by itself, and `run_dir` is there to resume: its order cannot be had a "
+            "second time. Give its data set, `fit(task, state, loader.dataset, batch_size=loader.batch_size)`, whose "
+            "order is a function of the seed and the epoch; or, to keep the loader, a function that seeds it, `def "
+            "data(epoch): loader.generator.manual_seed(epoch); return loader`"
+        )
     batch_size = source.loader.batch_size if isinstance(source, Arrays) else options.batch_size
     identity = identity_of(task, fingerprint(source), batch_size, options.seed)
     config = dict(

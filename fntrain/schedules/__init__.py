@@ -17,6 +17,7 @@ from .combine import (
     cooldown as cooldown,
     in_epochs as in_epochs,
     join as join,
+    offset as offset,
     scale as scale,
     warmup as warmup,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "in_epochs",
     "join",
     "linear",
+    "offset",
     "one_cycle",
     "piecewise",
     "polynomial",

@@ -192,6 +192,50 @@ def scale(schedule: ScheduleLike, factor: ScheduleLike):
 
 
 @schedule
+def offset(schedule: ScheduleLike, steps: int = 0, *, value: float = 0.0):
+    r"""Begin a schedule later, or in its middle; and add to its values.
+
+    .. math:: \eta_t = s_{\max(t - n, 0)} + b
+
+    Args:
+      schedule: s, which stands at its first value until update n.
+      steps: n, the update at which it begins; below 0 it begins as if it had run for that many.
+      value: b, any number.
+
+    Returns:
+      A Schedule, longer than `schedule` by `steps`.
+
+    Raises:
+      ConfigError: if `steps` is no integer, or takes away all of the schedule's length, or `value` is not finite.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> ft.schedules.offset(ft.schedules.linear(1.0, 0.0, 4), 2)(jnp.arange(7)).tolist()
+      [1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+      >>> ft.schedules.offset(ft.schedules.linear(1.0, 0.0, 4), -2, value=1.0)(jnp.arange(3)).tolist()
+      [1.5, 1.25, 1.0]
+    """
+    inner = as_schedule("schedule", schedule)
+    steps = check.integer("steps", steps)
+    check.number("value", value)
+    if abs(steps) > LARGEST:
+        raise ConfigError(f"`steps` must be at most {LARGEST}, the largest count of updates, got {steps}")
+    total = None if inner.steps is None else inner.steps + steps
+    if total is not None and total < 1:
+        raise ConfigError(
+            f"`steps` must leave some of the schedule, which is {inner.steps} updates long, got {steps}"
+        )
+
+    def function(step):
+        # The largest count of all must not wrap around.
+        own = step - steps if steps >= 0 else jnp.minimum(step, LARGEST + steps) - steps
+        return inner(own) + to_float(value)
+
+    moved = (b + steps for b in inner.boundaries)
+    return function, total, increasing([steps] * (steps > 0) + [b for b in moved if 0 < b <= LARGEST])
+
+
+@schedule
 def in_epochs(schedule: ScheduleLike, steps_per_epoch: int):
     r"""Run a schedule that is written in epochs: it counts those gone by, and is constant within one.
 

@@ -31,7 +31,9 @@ class Evaluated(NamedTuple):
 
     total: jax.Array  # the sum of values times weights
     weight: Any  # the total weight: a float where it is known while tracing, else float32
-    metrics: StepMetrics
+    outputs: dict[str, Any]  # what the metrics read
+    counted: jax.Array | None  # the weights of metrics
+    parted: jax.Array | None  # the weights of the parts of a combined loss
     model_state: PyTree
     size: int  # how many values
 
@@ -65,33 +67,40 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
     warn_of_pairs(task.loss_fn, loss, batch)
     total, total_weight, counted = _reduce(values, loss.weights, weight)
     outputs = precision.cast(dict(loss.outputs), policy.output)  # type: ignore[union-attr]
-    metrics = StepMetrics(
-        loss=add_loss(batch_loss().empty(), jax.lax.stop_gradient(total), total_weight),
-        metrics=automatic(
-            task.collected.update, task.collected.empty(), jax.lax.stop_gradient(outputs), counted
-        ),
+    parted = _full(loss.weights, weight, values) if any(map(_is_part, outputs)) else None
+    model_state = _next_model_state(ctx, loss.model_state, total_weight)
+    return Evaluated(total, total_weight, outputs, counted, parted, model_state, values.size)
+
+
+def _is_part(name: str) -> bool:
+    """Whether an output is the values of one part of a combined loss."""
+    return name.startswith("loss/")
+
+
+def metrics_of(task: Task, result: Evaluated) -> StepMetrics:
+    """What is counted of a loss evaluation; beside its gradient and not within, where it would be differentiated."""
+    outputs = result.outputs
+    return StepMetrics(
+        loss=add_loss(batch_loss().empty(), result.total, result.weight),
+        metrics=automatic(task.collected.update, task.collected.empty(), outputs, result.counted),
         parts={
-            name: basic.fold(
-                basic.empty(), jax.lax.stop_gradient(outputs[name]), _full(loss.weights, weight, values)
-            )
+            name: basic.fold(basic.empty(), outputs[name], result.parted)
             for name in outputs
-            if name.startswith("loss/")
+            if _is_part(name)
         },
         recorded={},
     )
-    model_state = _next_model_state(ctx, loss.model_state, total_weight)
-    return Evaluated(total, total_weight, metrics, model_state, values.size)
 
 
 def evaluate_batch(task: Task, params: Params, batch: Batch, ctx: Context, weight: Any) -> StepMetrics:
     """The metrics of the whole batch: over the mapped axis too, if the task names one."""
     if task.axis_name is None:
-        return evaluate(task, params, batch, ctx, weight).metrics
+        return metrics_of(task, evaluate(task, params, batch, ctx, weight))
 
     def shard(shared: Any, rows: Any) -> StepMetrics:
         params, key, step, model_state = shared
         here = Context(key, ctx.train, step, model_state)
-        return merge_over_axis(task, evaluate(task, params, rows[0], here, rows[1]).metrics)
+        return merge_over_axis(task, metrics_of(task, evaluate(task, params, rows[0], here, rows[1])))
 
     names, shared = _names(task.axis_name), (params, ctx.key, ctx.step, ctx.model_state)
     if manual.is_mapped(names):
@@ -121,9 +130,7 @@ def outputs(task: Task, params: Params, batch: Batch, ctx: Context) -> PyTree:
     """What the task says of each row: by its `predict_fn`, or by the outputs of its loss."""
     policy: Any = task.policy
     if task.predict_fn is None:
-        found = {
-            k: v for k, v in _call(task, params, batch, ctx).outputs.items() if not k.startswith("loss/")
-        }
+        found = {k: v for k, v in _call(task, params, batch, ctx).outputs.items() if not _is_part(k)}
     else:
         dtype = policy.compute
         found = task.predict_fn(precision.cast(params, dtype), precision.cast(batch, dtype), ctx)
@@ -258,7 +265,7 @@ def partial_gradient(
     grads = jax.tree.map(tree.wide, grads)
     if scale is not None:
         grads = jax.tree.map(lambda g: g * (1 / scale), grads)
-    return Partial(grads, result.total, result.weight, result.metrics, result.model_state)
+    return Partial(grads, result.total, result.weight, metrics_of(task, result), result.model_state)
 
 
 def _seed_scale(task: Task, result: Evaluated, loss_scale: jax.Array | None) -> Any:

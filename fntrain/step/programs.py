@@ -22,6 +22,7 @@ from ..transforms import loss_scale, types as transforms
 from . import gradients, replaced, reports
 from .packed import Packed, packed, unpacked
 from .reports import StepMetrics
+from .rootkey import Words
 from .state import TrainState, check_optimizer
 from .task import Context, Task, fold_in_name
 
@@ -63,15 +64,22 @@ def takes_weights(task: Task, state: TrainState, batch: Batch, *, train: bool) -
     return True
 
 
-def train_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Any:
-    """`train_step`, unchecked, and the merge of its metrics into `metrics` (donated too), in one dispatch."""
-    impl, bits = _raw(state.key)
+def train_into(
+    task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any, *, keep: bool = False
+) -> Any:
+    """`train_step`, unchecked, and the merge of its metrics into `metrics` (donated too), in one dispatch.
+
+    With `keep` nothing is donated, as where the state is being differentiated: behind its tracers are the caller's
+    own arrays.
+    """
+    impl, bits = _words(state)
     layout = _layout(state)
+    run = _kept_step if keep else _train_step
     with manual.mesh_context(task.axis_name, state.step):
-        *parts, metrics, step = _train_step(
+        *parts, metrics, step = run(
             task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
         )
-    return _of_parts(step, parts, state.key, layout), metrics
+    return _of_parts(step, parts, Words(impl, bits), layout), metrics
 
 
 def peak_bytes(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> int:
@@ -92,25 +100,27 @@ def train_many_into(
     batches: Batch,
     weights: Any,
     log_every: int = 0,
+    *,
+    keep: bool = False,
 ) -> Any:
     """`train_steps`, likewise.
 
     With `log_every` also the values of the metrics, packed, `[K, …]`, after the steps whose number it divides; they
     are computed after those steps alone, and the other rows hold nothing.
     """
-    impl, bits = _raw(state.key)
+    impl, bits = _words(state)
     layout = _layout(state)
     with manual.mesh_context(task.axis_name, state.step):
-        *parts, metrics, values, step = _train_steps(
+        *parts, metrics, values, step = (_kept_steps if keep else _train_steps)(
             task, impl, layout, state.step, *_donated(state), bits, batches, weights, metrics, log_every
         )
-    state = _of_parts(step, parts, state.key, layout)
+    state = _of_parts(step, parts, Words(impl, bits), layout)
     return (state, metrics, values) if log_every else (state, metrics)
 
 
 def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Packed:
     """`eval_step`, likewise."""
-    impl, bits = _raw(state.key)
+    impl, bits = _words(state)
     with manual.mesh_context(task.axis_name, state.step):
         if replaced.evaluates_itself(task):
             return _own_eval_step(task, state, batch, weight, metrics)
@@ -121,13 +131,13 @@ def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batc
 
 def outputs_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> PyTree:
     """What a task predicts for a batch: of its `predict_fn`, or the outputs of its loss."""
-    impl, bits = _raw(state.key)
+    impl, bits = _words(state)
     with manual.mesh_context(task.axis_name, state.step):
         return _outputs(task, impl, state.step, state.params, state.model_state, bits, batch, weight)
 
 
-def _of_parts(step: jax.Array, parts: list[Any], key: jax.Array, layout: Layout | None) -> TrainState:
-    state = TrainState(step, *parts, key=key)
+def _of_parts(step: jax.Array, parts: list[Any], key: Words, layout: Layout | None) -> TrainState:
+    state = TrainState(step, *parts, key=key)  # type: ignore[arg-type]
     if layout is not None:  # it was pinned there, so the next step need not ask
         object.__setattr__(state, "_layout", layout)
     return state
@@ -138,27 +148,20 @@ def _layout(state: TrainState) -> Layout | None:
 
     Left to the compiler, a bias that the rules keep whole comes back split, and the next step compiles anew.
     """
-    if not (check.is_concrete(state.step) and isinstance(state.step.sharding, NamedSharding)):
+    if not (
+        check.is_concrete(state.step) and isinstance(getattr(state.step, "sharding", None), NamedSharding)
+    ):
         return None
     return state.__dict__.get("_layout") or layout_of((*_donated(state), state.step))
 
 
-def _raw(key: jax.Array) -> tuple[Any, jax.Array]:
-    """A typed key's implementation and its words.
+def _words(state: TrainState) -> Words:
+    """The kind of a state's key and its words.
 
     jit takes the slow way round for typed keys, as arguments and as results; a step costs twice as much for it.
-    The root key never changes, so a step gets the words, and its new state the same key again.
+    The root key never changes, so a step gets the words, and its new state the same words again.
     """
-    words = getattr(key, "_base_array", None)  # what key_data reads, without a dispatch
-    if words is None:  # a tracer's
-        return jax.random.key_impl(key), jax.random.key_data(key)
-    impl = _IMPLEMENTATIONS.get(key.dtype)
-    if impl is None:
-        impl = _IMPLEMENTATIONS[key.dtype] = jax.random.key_impl(key)
-    return impl, words
-
-
-_IMPLEMENTATIONS: dict[Any, Any] = {}  # by the dtype of keys: asked for at every step
+    return state.__dict__["_words"]
 
 
 @jax.jit
@@ -237,6 +240,10 @@ def _train_steps(
     start = (*_donated(state), state.step)
     ((*parts, step), accumulated), values = manual.scan(body, (start, accumulated), (batches, weights))
     return *parts, packed(accumulated), values, step
+
+
+_kept_step = jax.jit(_train_step.__wrapped__, static_argnums=(0, 1, 2))  # type: ignore[attr-defined]
+_kept_steps = jax.jit(_train_steps.__wrapped__, static_argnums=(0, 1, 2, 12))  # type: ignore[attr-defined]
 
 
 def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: int) -> Packed:

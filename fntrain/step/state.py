@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 from .. import precision, tree
@@ -19,13 +20,19 @@ from .._core.sizes import bytes_text
 from .._core.typing import Params, PyTree
 from ..sharding import rules as sharding
 from ..transforms.types import Carrier, recorded
+from .rootkey import RootKey, Words
 from .task import Task, check_recorded, fold_in_name
 
+_ROOT_KEY = RootKey()
 
-@jax.tree_util.register_dataclass
+
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class TrainState(Carrier):
     """Everything a run is at one step. Arrays only.
+
+    As a tree, its leaves are plain arrays, the words of the key among them: `jax.tree.map(np.asarray, state)` is the
+    state on the host, which a step takes again, and `copy.deepcopy`, `pickle` and comparisons work.
 
     Attributes:
       step: batches consumed, int32, shape (). The stream of random keys follows it.
@@ -33,7 +40,7 @@ class TrainState(Carrier):
       params: the parameters: floating-point leaves are trained, others carried.
       opt_state: the transform's state.
       model_state: mutable collections of the model (batch statistics, say), or None.
-      key: the run's root PRNG key; it never changes.
+      key: the run's root PRNG key, typed; it never changes. NumPy words where the state is NumPy's.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -52,15 +59,37 @@ class TrainState(Carrier):
     params: Params
     opt_state: PyTree
     model_state: PyTree
-    key: jax.Array
+    key: jax.Array = _ROOT_KEY  # type: ignore[assignment]
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The fields by name, and the key's kind."""
+        children, impl = self.tree_flatten()
+        return [(jax.tree_util.GetAttrKey(name), x) for name, x in zip(_FIELDS, children)], impl
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        """The fields, the key's words the last of them, and the key's kind."""
+        held = self.__dict__
+        impl, words = held["_words"]
+        return (*(held[name] for name in _FIELDS[:-1]), words), impl
+
+    @classmethod
+    def tree_unflatten(cls, impl: Any, children: Any) -> "TrainState":
+        """The state of such fields, whatever they are."""
+        *parts, words = children
+        state = object.__new__(cls)
+        state.__dict__.update(zip(_FIELDS, parts), _words=Words(impl, words))
+        return state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        children, impl = self.tree_flatten()
+        return TrainState.tree_unflatten, (impl, children)
 
     def replace(self, **changes: Any) -> "TrainState":
         """The same state with some fields changed."""
-        names = [field.name for field in dataclasses.fields(self)]
         for name in changes:
-            if name not in names:
+            if name not in _FIELDS:
                 raise ArgumentError(
-                    f"`{name}` is no field of TrainState, which has {tree.some(names)}{did_you_mean(name, names)}"
+                    f"`{name}` is no field of TrainState, which has {tree.some(_FIELDS)}{did_you_mean(name, _FIELDS)}"
                 )
         return dataclasses.replace(self, **changes)
 
@@ -93,6 +122,37 @@ class TrainState(Carrier):
             ("opt_state", ", ".join([_amount(self.opt_state), *own[:6]]) + ", …" * (len(own) > 6)),
             ("model_state", "None" if self.model_state is None else _amount(self.model_state)),
         ]
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(TrainState))
+
+
+def opened(tree: PyTree) -> PyTree:
+    """A tree whose TrainStates are dicts of their fields, with the key as what it is: what is stored of them."""
+
+    def one(x: Any) -> Any:
+        if not _is_state(x):
+            return x
+        impl, words = x.__dict__["_words"]
+        typed = (
+            jax.random.wrap_key_data(jnp.asarray(words), impl=impl)
+            if isinstance(words, np.ndarray)
+            else x.key
+        )
+        return {**{name: getattr(x, name) for name in _FIELDS}, "key": typed}
+
+    return jax.tree.map(one, tree, is_leaf=_is_state)
+
+
+def closed(like: PyTree, fields: PyTree) -> PyTree:
+    """The TrainStates of `like` with the fields that `opened` made of such."""
+    return jax.tree.map(
+        lambda x, new: TrainState(**new) if _is_state(x) else new, like, fields, is_leaf=_is_state
+    )
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, TrainState)
 
 
 def _value(x: Any) -> str:
@@ -362,3 +422,10 @@ def check_state(state: Any, verb: str) -> None:
             f"the state that step returned. Use that one, `state, metrics = train_step(task, state, batch)`; "
             f"to keep a state, copy it first: `jax.tree.map(jnp.copy, state)`"
         )
+
+
+def is_traced(state: TrainState) -> bool:
+    """Whether a part of it is being traced, so that its arrays are not the state's own to give away."""
+    return any(
+        isinstance(x, Tracer) for x in jax.tree.leaves((state.params, state.opt_state, state.model_state))
+    )

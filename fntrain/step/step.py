@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from .. import tree
-from .._core.check import one_of
+from .._core.check import flag, one_of
 from .._core.errors import ConfigError, DataError
 from .._core.typing import ArrayLike, Batch, PyTree
 from ..sharding import manual
+from . import programs
 from .checks import check_batch, check_metrics, check_task
 from .numerical import numerical_gradient
 from .packed import Packed
@@ -28,7 +29,7 @@ from .programs import (
     train_many_into,
     values_of,
 )
-from .state import TrainState, check_state
+from .state import TrainState, check_state, is_traced
 from .task import Task
 
 
@@ -68,7 +69,7 @@ def train_step(
     check_task(task)
     check_state(state, "train_step")
     check_batch(batch)
-    return train_into(task, state, None, batch, weight)
+    return train_into(task, state, None, batch, weight, keep=is_traced(state))
 
 
 def train_steps(
@@ -104,7 +105,7 @@ def train_steps(
         raise DataError(f"`weights` must have shape [{steps}, batch], got {list(np.shape(weights))}")
     if steps == 0:
         raise DataError("`batches` must hold at least one batch along their leading axis, got 0")
-    return train_many_into(task, state, None, batches, weights)
+    return train_many_into(task, state, None, batches, weights, keep=is_traced(state))
 
 
 def eval_step(task: Task, state: TrainState, batch: Batch, weight: ArrayLike | None = None) -> Packed:
@@ -209,6 +210,46 @@ def flush(task: Task, state: TrainState) -> TrainState:
     check_task(task, "(task, state)")
     check_state(state, "flush")
     return flushed(task, state)
+
+
+def empty_metrics(
+    task: Task, state: TrainState, batch: Batch, weight: ArrayLike | None = None, *, train: bool = True
+) -> Packed:
+    """The metrics of no batch at all: what `merge_metrics` starts from, in a `lax.scan` of your own say.
+
+    The step is traced for it, and nothing is computed.
+
+    Args:
+      task: the Task.
+      state: a TrainState; it stays usable.
+      batch: one such as the steps will take, `[B, …]`; its form counts alone, `jax.ShapeDtypeStruct` does.
+      weight: a weight per example, `[B]`, or None.
+      train: for the metrics of `train_step`; False is for those of `eval_step`.
+
+    Returns:
+      Metrics of the structure that the verb returns, zero.
+
+    Raises:
+      As `train_step`.
+
+    Examples:
+      >>> import fntrain as ft, jax, jax.numpy as jnp
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], b), ft.optimizers.sgd(0.1))
+      >>> state = ft.init_state(task, {"w": jnp.zeros(())})
+      >>> batches = jnp.arange(12.0).reshape(3, 4)
+      >>> def body(carry, batch):
+      ...     state, metrics = carry
+      ...     state, new = ft.train_step(task, state, batch)
+      ...     return (state, ft.merge_metrics(task, metrics, new)), None
+      >>> start = state, ft.empty_metrics(task, state, batches[0])
+      >>> (state, metrics), _ = jax.lax.scan(body, start, batches)
+      >>> int(state.step), sorted(ft.compute_metrics(task, metrics))
+      (3, ['learning_rate', 'loss'])
+    """
+    check_task(task)
+    check_state(state, "empty_metrics")
+    check_batch(batch)
+    return programs.empty_metrics(task, state, batch, weight, train=flag("train", train))
 
 
 def merge_metrics(task: Task, a: Packed, b: Packed) -> Packed:

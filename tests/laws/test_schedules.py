@@ -28,6 +28,10 @@ SCHEDULES = {
     "sgdr": lambda: ft.schedules.sgdr(0.1, 10, 2),
     "cooldown": lambda: ft.schedules.cooldown(ft.schedules.cosine(0.1, 90, end=0.05), 10),
     "scale": lambda: ft.schedules.scale(ft.schedules.cosine(0.1, 100), 0.5),
+    "offset": lambda: ft.schedules.offset(ft.schedules.cosine(0.1, 90), 10),
+    "offset into its middle": lambda: ft.schedules.offset(
+        ft.schedules.linear(0.1, 0.0, 110), -10, value=0.01
+    ),
     "in_epochs": lambda: ft.schedules.in_epochs(ft.schedules.cosine(0.1, 10), 7),
     "join": lambda: ft.schedules.join([(ft.schedules.constant(0.1), 7), (ft.schedules.cosine(0.2, 90), 90)]),
 }
