@@ -16,6 +16,7 @@ from ..losses.names import ALIASES as LOSS_NAMES
 from ..metrics.base import Metric, metric
 from ..metrics.names import canonical
 from ..optimizers.names import OPTIMIZERS, PRESETS
+from ..step.modules import door
 from ..step.task import Task
 from ..transforms import MultiSteps, add_weight_decay, chain, clip_by_norm, clip_by_value
 from .model import Model
@@ -207,17 +208,11 @@ def _supervised(
 def _applied(model: Any) -> Callable[..., tuple[Any, Any]]:
     if isinstance(model, Model):
         return model.apply
-    wrapped = {
-        "flax": "models.nnx(module) or models.linen(module, example)",
-        "equinox": "models.equinox(module)",
-    }
-    for base in type(model).__mro__:
-        library = base.__module__.split(".")[0]
-        if library in wrapped:
-            raise ConfigError(
-                f"`model` is a module of {library}; wrap it, `fntrain.{wrapped[library]}`, and start from "
-                f"`init_state(task, model.init)`"
-            )
+    found = door(model)
+    if found:
+        raise ConfigError(
+            f"`model` is a module of {found[0]}; wrap it, `{found[1]}`, and start from `init_state(task, model.init)`"
+        )
     check.function("model", model, "(params, inputs) -> outputs")
     names = inspect.signature(model).parameters
 
