@@ -155,3 +155,10 @@ def test_a_loss_of_ones_own_gives_values_and_weights():
     np.testing.assert_allclose(
         state.params["w"], W - 0.02 * X.T.astype(np.float64) @ wrong / (Y != 1).sum(), rtol=1e-5, atol=1e-7
     )
+
+
+def test_a_hundred_rows_are_four_batches_unless_said():
+    task = ft.supervised(model, optimizer="sgd", metrics=())
+    x, y = np.tile(X, (9, 1))[:100], np.tile(Y, 9)[:100]
+    state, _ = ft.fit(task, ft.init_state(task, {"w": W}), (x, y), epochs=1, progress=False)
+    assert (int(state.step), int(state.updates)) == (4, 4)
