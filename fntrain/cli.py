@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__, demo
+from . import __version__, demo, tree
 from ._core.check import did_you_mean
 from ._core.errors import CheckpointError, ConfigError, DataError
 from .step.task import Task
@@ -120,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         usual = f"{what} (default: {getattr(demo.Options, field)})"
         made.add_argument(f"--{field.replace('_', '-')}", type=type_, metavar=metavar, help=usual)
+    made.add_argument(
+        "--model",
+        choices=demo.MODELS,
+        metavar="NAME",
+        help=f"what the network is made of, {', '.join(demo.MODELS)} (default: {demo.Options.model})",
+    )
     made.add_argument("--out", type=Path, metavar="DIR", help="the run directory (default: runs/digits-TIME)")
     made.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with this run, from its last checkpoint"
@@ -176,7 +182,8 @@ def _demo(args: argparse.Namespace) -> int:
         path = args.resume
     prepared = demo.prepare(options)
     known, new = len(prepared.data["label"]), len(prepared.validation["label"])
-    print(f"{known} handwritten digits to learn from, {new} to validate on", flush=True)
+    size = f"{tree.size(prepared.state.params):,} parameters"
+    print(f"{known} handwritten digits to learn from, {new} to validate on, {size}", flush=True)
     if epochs is not None and epochs > options.epochs:
         print(
             f"the learning rate was planned for {options.epochs} epochs: those beyond are trained at its last value",
@@ -219,7 +226,7 @@ def _new_run(out: Path | None) -> Path:
     return out
 
 
-def _saved_options(args: argparse.Namespace, given: dict[str, int]) -> tuple[demo.Options, int]:
+def _saved_options(args: argparse.Namespace, given: dict[str, Any]) -> tuple[demo.Options, int]:
     """The options the run was started with, and its epochs in all."""
     if args.out is not None and args.out.resolve() != args.resume.resolve():
         raise ConfigError(f"--out {args.out}: a resumed run stays in its directory, {args.resume}")
@@ -378,8 +385,6 @@ def _checkpoints(checkpoints: "Checkpointer", rows: list[dict[str, Any]]) -> lis
 
 
 def _leaves(params: Any) -> list[tuple[str, ...]]:
-    from . import tree
-
     rows = [(path, str(list(x.shape)), str(x.dtype), f"{x.size:,}") for path, x in tree.items(params)]
     return [*rows, ("total", "", "", f"{tree.size(params):,}")]
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -85,7 +86,7 @@ def test_the_demo_leaves_a_run(finished):
     for name in ("learning_curves.png", "confusion_matrix.png"):
         assert (run_dir / name).read_bytes().startswith(b"\x89PNG")
     config = json.loads((run_dir / "config.json").read_text())
-    assert config["demo"] == {"epochs": 30, "batch_size": 32, "seed": 0, "accumulate": 1}
+    assert config["demo"] == {"epochs": 30, "batch_size": 32, "seed": 0, "accumulate": 1, "model": "plain"}
     assert len((run_dir / "metrics.csv").read_text().splitlines()) == 31
 
 
@@ -109,6 +110,7 @@ def test_into_a_pipe_go_plain_lines_one_an_epoch(finished):
         ["demo", "--seed", str(2**32)],  # a key keeps 32 bits: the seed would pass for 0
         ["demo", "--accumulate", ""],
         ["demo", "--epoch", "3"],
+        ["demo", "--model", "keras"],
         ["demo", "surplus"],
         ["plot"],
         ["inspect", "a", "b"],
@@ -220,11 +222,36 @@ def test_accumulation(capsys, tmp_path):
     assert rows(tmp_path / "run")[-1]["learning_rate"] == pytest.approx(0.001, rel=0.5)
 
 
+@pytest.mark.parametrize("name", [name for name in demo.MODELS if name != "plain"])
+def test_the_network_is_the_same_whatever_it_is_made_of(name, capsys, tmp_path):
+    plain, made = (demo.network(n).init(jax.random.key(0)) for n in ("plain", name))
+    assert ft.tree.size(made) == ft.tree.size(plain) == 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
+    batch = {"image": np.random.default_rng(0).random((36, 64), np.float32), "label": np.arange(36) % 10}
+    losses = []
+    for n in ("plain", name):
+        task = demo.make_task(demo.Options(epochs=1, batch_size=36, model=n), 36 * 4)
+        state, history = ft.init_state(task, demo.network(n).init), []
+        for _ in range(3):
+            state, metrics = ft.train_step(task, state, batch)
+            history.append(float(ft.compute_metrics(task, metrics)["loss"]))
+        losses.append(history)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)  # decay and all
+    assert losses[0][2] < losses[0][0]
+    if name == "nnx":  # as a user starts it
+        run_dir = str(tmp_path / "run")
+        arguments = ["--epochs", "1", "--no-progress", "--batch-size", "480"]
+        assert cli.main(["demo", "--model", name, *arguments, "--out", run_dir]) == 0
+        assert "17,226 parameters" in capsys.readouterr().out
+        line = refused(capsys, "demo", "--resume", run_dir, "--model", "linen")
+        assert "--model linen: the run was started with nnx" in line
+
+
 def test_equal_options_make_equal_tasks():
     make = lambda **options: demo.make_task(demo.Options(**options), 1437)
     assert make() == make()
     assert make(accumulate=2) == make(accumulate=2) != make()
     assert make(epochs=31) != make()
+    assert make(model="linen") == make(model="linen") != make()
 
 
 def test_the_split_is_stratified_and_fixed():
@@ -239,7 +266,7 @@ def test_the_split_is_stratified_and_fixed():
     assert all((a["image"] == b["image"]).all() for a, b in zip(demo.load(), (data, validation)))
 
 
-@pytest.mark.parametrize("missing", ["sklearn", "matplotlib"])
+@pytest.mark.parametrize("missing", ["sklearn", "matplotlib", "equinox"])
 def test_a_missing_extra_is_named(missing, monkeypatch, capsys, tmp_path):
     for name in [name for name in sys.modules if name.split(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, name)
@@ -247,6 +274,11 @@ def test_a_missing_extra_is_named(missing, monkeypatch, capsys, tmp_path):
     run_dir = tmp_path / "run"
     if missing == "sklearn":
         assert 'pip install "fntrain[examples]"' in refused(capsys, "demo", "--out", run_dir)
+        assert not run_dir.exists()
+    elif missing == "equinox":
+        demo.network.cache_clear()
+        line = refused(capsys, "demo", "--model", "equinox", "--out", run_dir)
+        assert '--model equinox: equinox is not installed: `pip install "fntrain[models]"`' in line
         assert not run_dir.exists()
     else:  # trains all the same
         assert cli.main(["demo", "--epochs", "1", "--no-progress", "--out", str(run_dir)]) == 0
@@ -384,6 +416,10 @@ def test_help_loads_no_more_than_the_library(tmp_path):
             "fntrain demo: unrecognized arguments: --epoch 3; did you mean '--epochs'",
         ),
         (["demo", "--sed=3"], "unrecognized arguments: --sed=3; did you mean '--seed'"),
+        (
+            ["demo", "--model", "linnen"],
+            "must be one of plain, nnx, linen, equinox, got 'linnen'; did you mean 'linen'",
+        ),
         (["replay", "x", "--task", "y:z", "--taks", "y"], "fntrain replay: .*did you mean '--task'"),
         (["--versoin"], "fntrain: unrecognized arguments: --versoin; did you mean '--version'"),
         (["inspect", "a", "b"], r"fntrain inspect: unrecognized arguments: b \(see"),

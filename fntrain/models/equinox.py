@@ -71,6 +71,8 @@ class Equinox(Model):
         import equinox as eqx
 
         module = eqx.nn.inference_mode(self._filled(params), value=not ctx.train)
+        if self._norms:
+            module = _with_wide_norms(module)
         more = self._flags(ctx.train)
         if self._norms:
             warn_of_padding("Equinox", "BatchNorm", ctx)
@@ -165,6 +167,33 @@ def _batch_axes(module: Any) -> list[Any]:
 
     found = jax.tree.leaves(module, is_leaf=lambda x: isinstance(x, nn.BatchNorm))
     return [x.axis_name for x in found if isinstance(x, nn.BatchNorm)]
+
+
+def _with_wide_norms(module: Any) -> Any:
+    """Batch norms in float32 at least, as their statistics are: on other inputs Equinox's fail, or round them."""
+    from equinox import nn
+
+    def widened(x: Any) -> Any:
+        if type(x) is not nn.BatchNorm:
+            return x
+        made = object.__new__(_wide_norm())
+        for name, value in vars(x).items():
+            object.__setattr__(made, name, value)
+        return made
+
+    return jax.tree.map(widened, module, is_leaf=lambda x: isinstance(x, nn.BatchNorm))
+
+
+@functools.cache
+def _wide_norm() -> Any:
+    from equinox import nn
+
+    class BatchNorm(nn.BatchNorm):
+        def __call__(self, x: Any, state: Any, **options: Any) -> Any:
+            out, state = super().__call__(tree.wide(x), state, **options)
+            return out.astype(x.dtype), state
+
+    return BatchNorm
 
 
 def _warn_of_aliases(arrays: Any) -> None:

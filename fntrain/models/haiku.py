@@ -11,7 +11,7 @@ from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState, Variables
 from ..step.task import Context
-from .model import Model, copied, flags, in_evaluation, warn_of_padding
+from .model import Model, copied, flags, in_evaluation, warn_of_padding, warn_of_training
 
 
 class Haiku(Model):
@@ -45,12 +45,24 @@ class Haiku(Model):
 
     def apply(self, params: Params, *inputs: Any, ctx: Context) -> tuple[Any, PyTree]:
         call, more = self._transformed.apply, self._flags(ctx.train)
+        if not (ctx.train or more):
+            self._check_evaluated(params, inputs, ctx)
         if not self._stateful:
             return call(params, ctx.stream("haiku"), *inputs, **more), ctx.model_state
         if any("batch_norm" in name for name in ctx.model_state or {}):
             warn_of_padding("Haiku", "BatchNorm", ctx)
         out, after = call(params, ctx.model_state or {}, ctx.stream("haiku"), *inputs, **more)
         return out, after if ctx.train and ctx.model_state is not None else ctx.model_state
+
+    def _check_evaluated(self, params: Params, inputs: tuple[Any, ...], ctx: Context) -> None:
+        """A function that is not told whether it is training, and draws: it drops in evaluation too."""
+        state = (ctx.model_state or {},) if self._stateful else ()
+        try:
+            jax.eval_shape(lambda: self._transformed.apply(params, *state, None, *inputs))
+        except ValueError:  # it asks for a key, and there is none
+            warn_of_training(
+                "Haiku", "the function draws", "give it an argument `is_training`, and drop where it is True"
+            )
 
     def module(self, state: TrainState | Variables) -> Any:
         params, kept = copied((state.params, state.model_state))

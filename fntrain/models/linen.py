@@ -12,7 +12,7 @@ from .._core.fingerprint import fingerprint
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState, Variables
 from ..step.task import Context
-from .model import Model, copied, flags, rows_to_count
+from .model import Model, copied, flags, rows_to_count, warn_of_training
 
 _SHOWN = ("intermediates", "perturbations")
 """Collections that a module shows and does not keep."""
@@ -69,7 +69,7 @@ class Linen(Model):
         from flax import linen
 
         keys = {name: ctx.stream(name) for name in ("params", *self._streams)}
-        with linen.intercept_methods(functools.partial(_counting, ctx)):
+        with linen.intercept_methods(functools.partial(_stepped, ctx)):
             out, after = self._module.apply(
                 {"params": params, **(ctx.model_state or {})},
                 *inputs,
@@ -87,20 +87,37 @@ class Linen(Model):
         return self._module.bind({"params": params, **(kept or {})})
 
 
-def _counting(ctx: Context, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-    """Rows of weight zero enter no batch statistics."""
+def _stepped(ctx: Context, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+    """A call within a step: rows of weight zero enter no batch statistics, and nothing trains in evaluation."""
     from flax import linen
 
-    if (
-        isinstance(context.module, linen.BatchNorm)
-        and context.method_name == "__call__"
-        and args
-        and ctx.train
-    ):
-        rows = rows_to_count(ctx, args[0])
-        if rows is not None and kwargs.get("mask") is None:
-            kwargs = {**kwargs, "mask": rows}
+    module = context.module
+    if context.method_name == "__call__" and args:
+        if not ctx.train:
+            _check_evaluated(module, kwargs)
+        elif isinstance(module, linen.BatchNorm):
+            rows = rows_to_count(ctx, args[0])
+            if rows is not None and kwargs.get("mask") is None:
+                kwargs = {**kwargs, "mask": rows}
     return call(*args, **kwargs)
+
+
+def _check_evaluated(module: Any, kwargs: dict[str, Any]) -> None:
+    from flax import linen
+
+    def said(name: str) -> Any:
+        return kwargs[name] if kwargs.get(name) is not None else getattr(module, name)
+
+    where = "/".join(module.path)
+    if isinstance(module, linen.Dropout) and module.rate > 0 and not said("deterministic"):
+        warn_of_training(
+            "Linen", f"`{where}` drops", "`Dropout(rate, deterministic=not train)`, with an argument `train`"
+        )
+    if isinstance(module, linen.BatchNorm) and not said("use_running_average"):
+        raise ConfigError(
+            f"Linen's `{where}` takes the batch's own statistics in evaluation: "
+            f"`BatchNorm(use_running_average=not train)`, with an argument `train` of the module's `__call__`"
+        )
 
 
 def linen(

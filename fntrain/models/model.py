@@ -89,6 +89,14 @@ def warn_of_padding(library: str, layer: str, ctx: Context) -> None:
         )
 
 
+def warn_of_training(library: str, what: str, fix: str) -> None:
+    """Say that a module goes on as in training where it is evaluated."""
+    warnings.warn(
+        f"{library}: {what} in evaluation as in training, so what is measured is not the model that is kept: {fix}",
+        stacklevel=2,
+    )
+
+
 def nested(items: Iterable[tuple[tuple[Any, ...], Any]]) -> dict[Any, Any]:
     """A tree of dicts from `(path, leaf)` pairs."""
     out: dict[Any, Any] = {}

@@ -12,7 +12,7 @@ from .._core.fingerprint import fingerprint
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState, Variables
 from ..step.task import Context, fold_in_name
-from .model import Model, at, copied, flags, nested, rows_to_count
+from .model import Model, at, copied, flags, nested, rows_to_count, warn_of_training
 
 
 class NNX(Model):
@@ -67,8 +67,11 @@ class NNX(Model):
     def apply(self, params: Params, *inputs: Any, ctx: Context) -> tuple[Any, PyTree]:
         model = self._merged(params, ctx.model_state, ctx.stream)
         (model.train if ctx.train else model.eval)()
+        before = None if ctx.train else _changing(model)
         with _counted(model, ctx):
             out = model(*inputs, **self._flags(ctx.train))
+        if before is not None:
+            _check_evaluated(before, _changing(model))
         return out, self._after(model, ctx)
 
     def module(self, state: TrainState | Variables) -> Any:
@@ -122,6 +125,27 @@ def _seeded(shapes: Any, stream: Callable[[str], jax.Array]) -> Any:
         return x.replace(jax.random.split(key, x.shape) if x.shape else key)
 
     return nnx.from_flat_state([(path, fresh(path, x)) for path, x in nnx.to_flat_state(shapes)])
+
+
+def _changing(model: Any) -> dict[str, Any]:
+    """What changes in training alone: batch statistics, and the counts of dropout's keys."""
+    from flax import nnx
+
+    found = dict(nnx.to_flat_state(nnx.state(model, nnx.BatchStat)))
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Dropout):
+            found |= {(*path, *more): x for more, x in nnx.to_flat_state(nnx.state(node, nnx.RngCount))}
+    return {"/".join(map(str, path)): x.get_value() for path, x in found.items()}
+
+
+def _check_evaluated(before: dict[str, Any], after: dict[str, Any]) -> None:
+    changed = [path for path, x in after.items() if x is not before.get(path)]
+    if changed:
+        warn_of_training(
+            "Flax NNX",
+            f"`{changed[0]}` changes",
+            "leave `deterministic` and `use_running_average` out of the layer's call, they are set by the step",
+        )
 
 
 class _counted:

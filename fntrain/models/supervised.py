@@ -16,6 +16,7 @@ from ..losses.names import ALIASES as LOSS_NAMES
 from ..metrics.base import Metric, metric
 from ..metrics.names import canonical
 from ..optimizers.names import OPTIMIZERS, PRESETS
+from ..step.modules import door
 from ..step.task import Task
 from ..transforms import MultiSteps, add_weight_decay, chain, clip_by_norm, clip_by_value
 from .model import Model
@@ -207,17 +208,11 @@ def _supervised(
 def _applied(model: Any) -> Callable[..., tuple[Any, Any]]:
     if isinstance(model, Model):
         return model.apply
-    wrapped = {
-        "flax": "models.nnx(module) or models.linen(module, example)",
-        "equinox": "models.equinox(module)",
-    }
-    for base in type(model).__mro__:
-        library = base.__module__.split(".")[0]
-        if library in wrapped:
-            raise ConfigError(
-                f"`model` is a module of {library}; wrap it, `fntrain.{wrapped[library]}`, and start from "
-                f"`init_state(task, model.init)`"
-            )
+    found = door(model)
+    if found:
+        raise ConfigError(
+            f"`model` is a module of {found[0]}; wrap it, `{found[1]}`, and start from `init_state(task, model.init)`"
+        )
     check.function("model", model, "(params, inputs) -> outputs")
     names = inspect.signature(model).parameters
 
@@ -240,7 +235,18 @@ def _class_weights(given: Any, counts: Any) -> Any:
         return (counts.sum() / (len(counts) * counts)).astype(np.float32)  # as scikit-learn
     if counts is not None:
         raise ConfigError('`class_counts` are for `class_weights="balanced"`')
+    for label, weight in given.items() if isinstance(given, Mapping) else ():
+        check.integer("class_weights", label, at_least=0)
+        check.number(f"class_weights[{label}]", weight, at_least=0)
     return given
+
+
+def _of_each_class(given: Mapping[int, float], classes: int) -> np.ndarray:
+    """The weights of a dict for classes 0, 1, …: 1 where it says nothing."""
+    beyond = [label for label in given if label >= classes]
+    if beyond:
+        raise ConfigError(f"`class_weights` has class {beyond[0]}, and the model gives {classes} classes")
+    return np.array([given.get(label, 1.0) for label in range(classes)], np.float32)
 
 
 def _loss(loss: Any, class_weights: Any, label_smoothing: float, ignore_index: int | None) -> tuple[str, Any]:
@@ -261,8 +267,19 @@ def _loss(loss: Any, class_weights: Any, label_smoothing: float, ignore_index: i
         found = loss
     else:
         name = LOSS_NAMES.get(loss, loss)
-        found = losses.get(loss, **options)
+        by_class = isinstance(class_weights, Mapping)  # as many as the outputs say
+        found = _with_weights_of(loss, options) if by_class else losses.get(loss, **options)
     return "classes" if name in _CLASSES else "yes or no" if name in _YES_OR_NO else "values", found
+
+
+def _with_weights_of(loss: str, options: dict[str, Any]) -> Callable[..., Any]:
+    losses.get(loss, **options)  # whether it is there, and has these
+
+    def weighted(outputs: Any, targets: Any) -> losses.Loss:
+        each = _of_each_class(options["class_weights"], jnp.shape(outputs)[-1])
+        return losses.get(loss, **{**options, "class_weights": each})(outputs, targets)
+
+    return weighted
 
 
 def _named(kind: str, out: Any, targets: Any) -> dict[str, Any]:

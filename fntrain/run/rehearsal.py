@@ -133,7 +133,7 @@ def rehearse(
 def _validated(task: Task, state: TrainState, validation: Validation, stopped: Callable[[], bool]) -> int:
     batches = 0
     for prefix, feed, at_average in validation.parts():
-        measured = state.replace(params=averaged(state)) if at_average else state
+        measured = dataclasses.replace(state, params=averaged(state)) if at_average else state
         source = feed.source
         if isinstance(source, Arrays) or (isinstance(source, Stream) and source.sure):
             metrics = feed_lib.evaluated(feed, measured, stopped)

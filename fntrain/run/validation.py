@@ -1,5 +1,6 @@
 """The validations of a run: each data set by its name, at the parameters trained, or at their average, or at both."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ class Validation:
         mean = None
         for prefix, feed, at_average in self.parts():
             if at_average and mean is None:
-                mean = state.replace(params=averaged(state))
+                mean = dataclasses.replace(state, params=averaged(state))
             metrics = feed_lib.evaluated(feed, mean if at_average else state, stopped)  # type: ignore[arg-type]
             if stopped():
                 return None

@@ -20,6 +20,7 @@ from .._core.sizes import bytes_text
 from .._core.typing import Params, PyTree
 from ..sharding import rules as sharding
 from ..transforms.types import Carrier, recorded
+from .modules import check_no_module
 from .rootkey import RootKey, Words
 from .task import Task, check_recorded, fold_in_name
 
@@ -85,13 +86,18 @@ class TrainState(Carrier):
         return TrainState.tree_unflatten, (impl, children)
 
     def replace(self, **changes: Any) -> "TrainState":
-        """The same state with some fields changed."""
+        """The same state with some fields changed.
+
+        Arrays that are not this state's already are copied, as `init_state` copies them: the next step consumes what
+        is in the state, and not what somebody else holds.
+        """
         for name in changes:
             if name not in _FIELDS:
                 raise ArgumentError(
                     f"`{name}` is no field of TrainState, which has {tree.some(_FIELDS)}{did_you_mean(name, _FIELDS)}"
                 )
-        return dataclasses.replace(self, **changes)
+        owned = {id(x) for name in changes for x in jax.tree.leaves(getattr(self, name))}
+        return dataclasses.replace(self, **{name: _taken(name, x, owned) for name, x in changes.items()})
 
     def __repr__(self) -> str:
         """What it is, and not the numbers in it."""
@@ -233,7 +239,8 @@ def init_state(
         raise ConfigError(
             f"`mesh` must be a device mesh, `fntrain.sharding.mesh(data=-1)` say, got {said(mesh)}"
         )
-    if callable(params):
+    check_no_module(params)
+    if is_function(params):
         function("params", params, "(key) -> params", takes=1)
     if rules is not None and mesh is None:
         raise ConfigError(
@@ -271,6 +278,7 @@ def _build(
     made = given
     if function is not None:
         made = function(fold_in_name(root, "init"))
+        check_no_module(made)
         if isinstance(made, Variables) or _of_first_version(made):
             made, model_state = made
         made, model_state = jax.tree.map(_as_array, (made, model_state))
@@ -306,6 +314,26 @@ def _of_first_version(made: Any) -> bool:
         stacklevel=2,
     )
     return True
+
+
+def _taken(name: str, value: PyTree, owned: set[int]) -> PyTree:
+    """What comes into a state: arrays of its own, but for those that are its own and those of a trace."""
+
+    def own(path: Any, x: Any) -> Any:
+        if id(x) in owned or not (isinstance(x, jax.Array | np.ndarray) and is_concrete(x)):
+            return x
+        _check_there(x, f"`{name}` leaf `{tree.path_name(path)}`")
+        return _own(_as_array(x))
+
+    return jax.tree_util.tree_map_with_path(own, value)
+
+
+def _check_there(x: Any, where: str) -> None:
+    if isinstance(x, jax.Array) and is_concrete(x) and x.is_deleted():
+        raise ConsumedStateError(
+            f"{where} was consumed by a train step: its buffer was donated to the state that step returned. "
+            f"Take it from that state, or keep a copy, `jax.tree.map(jnp.copy, state.params)`"
+        )
 
 
 # Compiled once for a task and a form of parameters: a sweep makes many states.
@@ -357,6 +385,7 @@ def _check_leaves(value: PyTree, name: str) -> None:
             raise ConfigError(f"{where} must be an array, got {type(x).__name__}")
         if getattr(x, "dtype", None) == np.dtype(object):
             raise ConfigError(f"{where} is a NumPy array of objects; give it a numeric dtype")
+        _check_there(x, where)
 
 
 def _check_direction(task: Task) -> None:
