@@ -84,7 +84,7 @@ def train_into(
 
 def peak_bytes(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> int:
     """The memory of `train_into` on a device, as its compiled program says it; the step is compiled, and not run."""
-    impl, bits = _raw(state.key)
+    impl, bits = _words(state)
     layout = _layout(state)
     with manual.mesh_context(task.axis_name, state.step):
         given = task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
