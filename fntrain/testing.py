@@ -87,8 +87,9 @@ def check_transform(
         grads = jax.tree.map(lambda x: (jnp.cos(7 * x.astype(jnp.float32)) + 0.5).astype(x.dtype), p)
         state = tx.init(p)
         _check_state(state, p, dtype)
-        _check_update(tx, grads, state, p, extra, dtype)
-        _check_apply(tx, grads, state, p, extra, dtype)
+        both = _compiled(tx, extra)
+        _check_update(tx, both, grads, state, p, extra, dtype)
+        _check_apply(tx, both, grads, state, p, extra, dtype)
 
 
 def _check_state(state: PyTree, params: Params, dtype: str) -> None:
@@ -102,23 +103,50 @@ def _check_state(state: PyTree, params: Params, dtype: str) -> None:
         _require(not alias, "no state aliases the parameters", f"`{path}`, {about}")
 
 
+def _compiled(tx: Transform, extra: dict[str, Any]) -> Callable[..., Any]:
+    """`((updates, state), (params, state))` by `update` and by `apply`: one program for all that is compared."""
+
+    @jax.jit
+    def both(grads, state, p, weight):
+        given = {**extra, "weight": weight}
+        return tx.update(grads, state, p, **given), tx.apply(grads, state, p, **given)[:2]
+
+    return both
+
+
+def _full(extra: dict[str, Any]) -> jax.Array:
+    return jnp.asarray(extra.get("weight", 1.0), jnp.float32)
+
+
 def _check_update(
-    tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict[str, Any], dtype: str
+    tx: Transform,
+    both: Callable[..., Any],
+    grads: PyTree,
+    state: PyTree,
+    p: Params,
+    extra: dict[str, Any],
+    dtype: str,
 ) -> None:
     about = f"{dtype} parameters"
 
-    def update(grads, state, p):
-        return tx.update(grads, state, p, **extra)
+    def compiled(grads, state, p):
+        return both(grads, state, p, _full(extra))[0]
 
-    compiled = jax.jit(update)
-    after = state
-    for _ in range(3):
-        before = after
-        updates, after = compiled(grads, before, p)
+    def update(grads, state, p, **more):
+        return tx.update(grads, state, p, **extra, **more)
+
+    def types(before, updates, after):
         difference = tree.aval_difference(before, after)
         _require(difference is None, "init and update agree", f"state {difference}, {about}")
         difference = tree.aval_difference(grads, updates)
         _require(difference is None, "updates have the gradients' types", f"{difference}, {about}")
+
+    types(state, *jax.eval_shape(update, grads, state, p))  # first: `apply` does not stand up without
+    after = state
+    for _ in range(3):
+        before = after
+        updates, after = compiled(grads, before, p)
+        types(before, updates, after)
     held = dict(tree.items(state))
     eager, _ = update(grads, state, p)
     now = dict(tree.items(state))
@@ -135,31 +163,31 @@ def _check_update(
     zeros = tree.zeros_like(grads)
     still, later = compiled(zeros, state, p)
     _require(_finite((still, later)), "zero gradients give finite updates", about)
-    tx.update(grads, state, p, **extra, an_argument_nobody_knows=1)
+    jax.eval_shape(lambda *given: update(*given, an_argument_nobody_knows=1), grads, state, p)
 
 
 def _check_apply(
-    tx: Transform, grads: PyTree, state: PyTree, p: Params, extra: dict[str, Any], dtype: str
+    tx: Transform,
+    both: Callable[..., Any],
+    grads: PyTree,
+    state: PyTree,
+    p: Params,
+    extra: dict[str, Any],
+    dtype: str,
 ) -> None:
     """`apply` is `update` and an addition; what weighs nothing changes nothing."""
     tolerance = 1e-6 if dtype in ("float32", "float64") else 2e-2
-
-    @jax.jit
-    def both(state, p, weight):
-        given = {**extra, "weight": weight}
-        updates, by_update = tx.update(grads, state, p, **given)
-        return tree.add(p, updates), by_update, *tx.apply(grads, state, p, **given)
-
-    full, zero = jnp.asarray(extra.get("weight", 1.0), jnp.float32), jnp.zeros((), jnp.float32)
+    zero = jnp.zeros((), jnp.float32)
     for call in range(3):
-        expected, state_after, got, new_state, _ = both(state, p, full)
+        (updates, state_after), (got, new_state) = both(grads, state, p, _full(extra))
+        expected = tree.add(p, updates)
         about = f"call {call + 1}, {dtype} parameters"
         _require(_close(got, expected, tolerance), "apply agrees with update", f"the parameters, {about}")
         _require(_close(new_state, state_after, tolerance), "apply agrees with update", f"the state, {about}")
         if call and tx.holds_back:  # a call that weighs nothing is one all the same, and may close a window
             state, p = new_state, got
             continue
-        _, _, still, idle, _ = both(state, p, zero)
+        still, idle = both(grads, state, p, zero)[1]
         moved = [path for path, same in tree.items(jax.tree.map(_same, still, p)) if not same]
         moved += [path for path in _moved(state, idle) if path not in _counting(state)]
         _require(not moved, "a batch of weight zero changes nothing", f"{tree.some(moved)}, {about}")

@@ -1,5 +1,6 @@
 """A test setup that lets no sloppiness through: 8 CPU devices, strict promotion, warnings are errors."""
 
+import collections
 import gc
 import os
 import pathlib
@@ -20,6 +21,24 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# Who wrote each operation, in full, is a tenth of the time that lowering takes, and nobody reads it here.
+jax.config.update("jax_include_full_tracebacks_in_locations", False)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of a `matrix`, the ordinary run takes every fourth row, and those that have ever been special."""
+    if "matrix" in (config.option.markexpr or "") or any("[" in argument for argument in config.args):
+        return  # asked for, or one row by its name
+    seen, left_out = collections.Counter(), set()
+    for item in items:
+        matrix = item.get_closest_marker("matrix")
+        if matrix is None or {str(x) for x in item.callspec.params.values()} & set(matrix.kwargs["always"]):
+            continue
+        if seen[item.location[0], item.originalname] % 4:
+            left_out.add(item)
+        seen[item.location[0], item.originalname] += 1
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,7 +15,7 @@ from fntrain.checkpoint.checkpointer import Checkpointer
 WHOLE = pytest.mark.reliability
 
 
-@pytest.mark.parametrize("cycles", [3, pytest.param(20, marks=WHOLE)])
+@pytest.mark.parametrize("cycles", [2, pytest.param(20, marks=WHOLE)])
 def test_r5_a_disk_that_fills_and_is_freed(cycles, server, tmp_path, record):
     result = tmp_path / "result"
     code = server.run("full_disk", directory=tmp_path / "c", result=result, cycles=cycles, seed=cycles)
@@ -32,7 +32,7 @@ def test_r5_a_disk_that_fills_and_is_freed(cycles, server, tmp_path, record):
     record("R5", **{name.replace(" ", "_"): n for name, n in counts.items() if name != "raw"}, raw_errors=0)
 
 
-@pytest.mark.parametrize("pairs", [2, pytest.param(20, marks=WHOLE)])
+@pytest.mark.parametrize("pairs", [1, pytest.param(20, marks=WHOLE)])
 def test_r6_two_runs_in_one_directory(pairs, servers, tmp_path, record):
     first, second = servers(2)
     slowest, freed = 0.0, 0

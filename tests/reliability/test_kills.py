@@ -49,7 +49,7 @@ def assert_is_the_run(folder, straight):
     assert all(name.partition(".v")[0].isdigit() for name in left), left
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.reliability)])
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.reliability)])
 def test_r1_killed_and_resumed_is_bitwise_the_run(kills, server, straight, tmp_path, record):
     rng = random.Random(kills)
     landed = runs = starts = 0
@@ -124,7 +124,7 @@ class Directories:
         )
 
 
-@pytest.mark.parametrize(("stride", "timed"), [(9, 4), pytest.param(1, 120, marks=pytest.mark.reliability)])
+@pytest.mark.parametrize(("stride", "timed"), [(18, 3), pytest.param(1, 120, marks=pytest.mark.reliability)])
 def test_r2_killed_at_every_file_system_event_of_a_save(stride, timed, server, program, tmp_path, record):
     points, found = {}, Directories(program)
     events = tmp_path / "events"

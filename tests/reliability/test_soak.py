@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("steps", "every"), [(2000, 100), pytest.param(20_000, 100, marks=pytest.mark.reliability)]
+    ("steps", "every"), [(1000, 50), pytest.param(20_000, 100, marks=pytest.mark.reliability)]
 )
 def test_r15_nothing_grows(steps, every, server, tmp_path, record):
     result = tmp_path / "result"

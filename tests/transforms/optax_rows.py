@@ -113,3 +113,23 @@ REFUSED = {
 }
 EVALUATES = {"lbfgs", "backtracking", "sophia", "sam opaque"}
 HOLDS = {"MultiSteps", "apply_every"}
+# Those for which the door has had to know something; the others differ in their arithmetic.
+SPECIAL = {
+    *EVALUATES,
+    *HOLDS,
+    "adafactor",
+    "apply_if_finite",
+    "conditionally_mask",
+    "galore",
+    "inject_hyperparams",
+    "masked",
+    "momo",
+    "multi_transform",
+    "muon",
+    "noisy_sgd",
+    "polyak_sgd",
+    "reduce_on_plateau",
+    "sam",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+}

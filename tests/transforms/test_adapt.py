@@ -21,6 +21,7 @@ spec = importlib.util.spec_from_file_location("optax_rows", Path(__file__).with_
 rows: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(rows)
 ROWS, REFUSED, EVALUATES = rows.ROWS, rows.REFUSED, rows.EVALUATES
+matrix = pytest.mark.matrix(always=rows.SPECIAL)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 16)).astype(np.float32)
@@ -68,6 +69,7 @@ def by_hand(name, tx, steps):
     return p
 
 
+@matrix
 @pytest.mark.parametrize("name", ROWS)
 def test_alone_and_sharded_it_is_what_it_is_by_hand(name):
     make = ROWS[name]
@@ -94,6 +96,7 @@ def test_alone_and_sharded_it_is_what_it_is_by_hand(name):
     assert int(state.updates) == (2 if name in rows.HOLDS else 4)
 
 
+@matrix
 @pytest.mark.parametrize("name", ROWS)
 def test_inside_everything_of_ours_it_trains_and_comes_back_from_disk(name, tmp_path):
     make = ROWS[name]

@@ -1,5 +1,7 @@
 """ema, lookahead and sam: against their formulas in NumPy, in the update form, in `apply` and in train_step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +16,17 @@ STEPS = RNG.normal(size=(12, 3))
 START = np.array([1.0, -2.0, 0.5])
 
 
-def run(tx, form, dtype=jnp.float32, **extra):
+@functools.cache
+def compiled(tx):
+    """`update` and `apply` of one value, compiled once: eager, every call would compile its `cond` anew."""
+    return jax.jit(tx.update), jax.jit(tx.apply)
+
+
+def run(tx, form, dtype=jnp.float32):
     """The parameters after each step, and the last state. The gradient is `noise + p / 2`."""
     p = jnp.asarray(START, dtype)
     state, path = tx.init(p), []
-    update, apply = jax.jit(tx.update), jax.jit(tx.apply)
+    update, apply = compiled(tx)
     for noise in STEPS:
         g = jnp.asarray(noise, dtype) + p / 2
         if form == "update":
@@ -88,7 +96,7 @@ def test_ema_stands_inside_what_holds_steps_back():
     state = tx.init(p)
     seen = []
     for noise in STEPS:
-        p, state, _ = tx.apply(jnp.asarray(noise, jnp.float32), state, p)
+        p, state, _ = compiled(tx)[1](jnp.asarray(noise, jnp.float32), state, p)
         seen.append(np.asarray(T.averaged(state)))
     assert len({x.tobytes() for x in seen}) == 1 + 4  # four windows, four averages
 
@@ -177,9 +185,10 @@ def test_lookahead_is_optaxs():
     tx = optax.lookahead(optax.adam(0.1), 3, 0.5)
     p = optax.LookaheadParams.init_synced(jnp.asarray(START, jnp.float32))
     state = tx.init(p)
+    update = jax.jit(tx.update)
     with jax.numpy_dtype_promotion("standard"):
         for i, noise in enumerate(STEPS):
-            updates, state = tx.update(jnp.asarray(noise, jnp.float32) + p.fast / 2, state, p)
+            updates, state = update(jnp.asarray(noise, jnp.float32) + p.fast / 2, state, p)
             p = optax.apply_updates(p, updates)
             np.testing.assert_allclose(path[i], p.fast, rtol=2e-5, atol=1e-5, err_msg=str(i))
 
@@ -196,15 +205,16 @@ def test_lookahead_counts_updates_and_not_micro_steps(nesting):
         tx = T.MultiSteps(T.lookahead(optimizers.sgd(0.1), 2, 0.5), 3)
     else:
         tx = T.lookahead(T.MultiSteps(optimizers.sgd(0.1), 3), 2, 0.5)
+    update, apply = compiled(tx)
     for form in FORMS:
         p = jnp.asarray(START, jnp.float32)
         state = tx.init(p)
         for g in STEPS:
             if form == "update":
-                updates, state = tx.update(jnp.asarray(g, jnp.float32), state, p)
+                updates, state = update(jnp.asarray(g, jnp.float32), state, p)
                 p = optax.apply_updates(p, updates)
             else:
-                p, state, _ = tx.apply(jnp.asarray(g, jnp.float32), state, p)
+                p, state, _ = apply(jnp.asarray(g, jnp.float32), state, p)
         windows = STEPS.reshape(4, 3, 3).mean(1)
         slow = fast = START
         for t, g in enumerate(windows, 1):
@@ -227,16 +237,17 @@ def test_lookahead_counts_a_flushed_window():
 
 def test_a_skipped_step_is_not_one_of_lookaheads():
     tx = T.lookahead(T.skip_nonfinite(optimizers.sgd(1.0)), 2, 0.5)
+    update, apply = compiled(tx)
     for form in FORMS:
         p = jnp.array([8.0])
         state = tx.init(p)
         for g in (4.0, np.nan, 2.0):
             g = jnp.array([g], jnp.float32)
             if form == "update":
-                updates, state = tx.update(g, state, p)
+                updates, state = update(g, state, p)
                 p = p + updates
             else:
-                p, state, _ = tx.apply(g, state, p)
+                p, state, _ = apply(g, state, p)
         assert p.tolist() == [5.0]  # halfway from 8 to 8 - 4 - 2
         assert int(state.count) == 0
 
@@ -262,13 +273,16 @@ def test_sam(form):
     p = jnp.asarray(START, jnp.float32)
     state = tx.init(p)
     want, velocity = START, None
+    update, apply = (
+        jax.jit(functools.partial(f, value_and_grad_fn=value_and_grad)) for f in (tx.update, tx.apply)
+    )
     for _ in range(10):
         g = value_and_grad(p)[1]
         if form == "update":
-            updates, state = tx.update(g, state, p, value_and_grad_fn=value_and_grad)
+            updates, state = update(g, state, p)
             p = p + updates
         else:
-            p, state, _ = tx.apply(g, state, p, value_and_grad_fn=value_and_grad)
+            p, state, _ = apply(g, state, p)
         g = gradient(want)
         g = gradient(want + rho * g / np.linalg.norm(g))
         velocity = g if velocity is None else mu * velocity + g

@@ -86,10 +86,10 @@ def test_against_numpy(name):
     make, oracle = ORACLES[name]
     with jax.enable_x64(True):
         tx, params = make(), {"w": jnp.asarray(START), "b": jnp.zeros(())}
-        state = tx.init(params)
+        state, update = tx.init(params), jax.jit(tx.update)
         for g, want in zip(GRADS, oracle(GRADS, START), strict=True):
             grads = {"w": jnp.asarray(g), "b": jnp.zeros(())}
-            u, state = tx.update(grads, state, params, value=jnp.float32(1))
+            u, state = update(grads, state, params, value=jnp.float32(1))
             assert u["w"].dtype == jnp.float64
             np.testing.assert_allclose(u["w"], want, rtol=1e-13, atol=1e-15)
 
@@ -101,13 +101,14 @@ def test_the_slow_copies_of_float64_are_float64():
         txs = [ft.chain(ft.optimizers.sgd(0.1), ft.ema(0.9)), ft.lookahead(ft.optimizers.sgd(0.1), 2, 0.3)]
         params = [jnp.asarray(START)] * 2
         states = [tx.init(x) for tx, x in zip(txs, params, strict=True)]
+        applies = [jax.jit(tx.apply) for tx in txs]
         for t, g in enumerate(GRADS, 1):
             p = p - 0.1 * g
             ema, fast = 0.9 * ema + 0.1 * p, fast - 0.1 * g
             if t % 2 == 0:
                 slow = fast = slow + 0.3 * (fast - slow)
-            for i, tx in enumerate(txs):
-                params[i], states[i], _ = tx.apply(jnp.asarray(g), states[i], params[i])
+            for i, apply in enumerate(applies):
+                params[i], states[i], _ = apply(jnp.asarray(g), states[i], params[i])
         np.testing.assert_allclose(ft.averaged(states[0]), ema, rtol=1e-14)
         np.testing.assert_allclose(params[1], fast, rtol=1e-14)
 
@@ -117,7 +118,7 @@ def test_sam_of_float64_looks_in_float64():
         tx = ft.sam(ft.optimizers.sgd(0.1), rho=0.05)
         f = jax.value_and_grad(lambda p: jnp.sum(p**3))
         p = jnp.asarray(START)
-        u, _ = tx.update(f(p)[1], tx.init(p), p, value_and_grad_fn=f)
+        u, _ = jax.jit(lambda p: tx.update(f(p)[1], tx.init(p), p, value_and_grad_fn=f))(p)
         g = 3 * START**2
         want = -0.1 * 3 * (START + 0.05 * g / np.sqrt((g**2).sum())) ** 2
         np.testing.assert_allclose(u, want, rtol=1e-14)
@@ -144,8 +145,9 @@ def test_float32_leaves_stay_float32_beside_float64():
     with jax.enable_x64(True):
         p = {"a": jnp.ones(2, jnp.float32), "b": jnp.ones(2)}
         tx = ft.chain(ft.clip_by_norm(0.1), ft.optimizers.adam(0.1, b1=ft.schedules.linear(0.5, 0.9, 4)))
-        u, state = tx.update(p, tx.init(p), p)
-        u, state = tx.update(p, state, p)
+        update = jax.jit(tx.update)
+        u, state = update(p, tx.init(p), p)
+        u, state = update(p, state, p)
         assert (u["a"].dtype, u["b"].dtype) == (jnp.float32, jnp.float64)
         moments = state["adam"]["scale_by_adam"].mu
         assert (moments["a"].dtype, moments["b"].dtype) == (jnp.float32, jnp.float64)

@@ -1,5 +1,7 @@
 """Guards: a bad step leaves no trace, wherever it stands, for ever."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,9 +43,15 @@ def inner():
     )
 
 
-def run(tx, steps, p=None, **extra):
+@functools.cache
+def compiled(tx):
+    """`update` and `apply` of one value, compiled once: eager, every call would compile its `cond` anew."""
+    return jax.jit(tx.update), jax.jit(tx.apply)
+
+
+def run(tx, steps, p=None):
     """`(params, state, applied of each)` after calls of `apply`."""
-    apply = jax.jit(lambda g, s, p: tx.apply(g, s, p, **extra))
+    apply = compiled(tx)[1]
     p = params() if p is None else p
     state, applied = tx.init(p), []
     for g in steps:
@@ -58,7 +66,7 @@ def test_100_bad_steps_change_no_bit(dtype, check_updates):
     tx = T.skip_nonfinite(inner(), check_updates)
     good = gradients(2)
     p, state, _ = run(tx, good, params(dtype))
-    apply = jax.jit(tx.apply)
+    apply = compiled(tx)[1]
     q, after = p, state
     for i in range(100):
         q, after, applied = apply(spoiled(good[0], BAD[i % 3]), after, q)
@@ -88,10 +96,11 @@ def test_a_good_step_is_the_inner_transforms():
 def test_a_bad_loss_is_a_bad_step(bad):
     tx = T.skip_nonfinite(inner())
     p = params()
-    q, state, applied = tx.apply(gradients(1)[0], tx.init(p), p, value=jnp.float32(bad))
+    apply = compiled(tx)[1]
+    q, state, applied = apply(gradients(1)[0], tx.init(p), p, value=jnp.float32(bad))
     assert not applied
     assert bits(q) == bits(p)
-    _, state, applied = tx.apply(gradients(1)[0], state, p, value=jnp.float32(3.0))
+    _, state, applied = apply(gradients(1)[0], state, p, value=jnp.float32(3.0))
     assert applied
     assert int(state.total_skipped) == 1
 
@@ -110,11 +119,12 @@ def test_the_update_form_gives_zeros():
     tx = T.skip_nonfinite(inner())
     p, g = params(), gradients(1)[0]
     state = tx.init(p)
-    updates, after = jax.jit(tx.update)(spoiled(g, np.nan), state, p)
+    update = compiled(tx)[0]
+    updates, after = update(spoiled(g, np.nan), state, p)
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
     assert bits(after.inner_state) == bits(state.inner_state)
-    updates, after = jax.jit(tx.update)(g, after, p)
-    want, _ = inner().update(g, inner().init(p), p)
+    updates, after = update(g, after, p)
+    want, _ = compiled(inner())[0](g, inner().init(p), p)
     for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(want)):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -138,12 +148,13 @@ def test_check_updates_sees_what_the_transform_itself_breaks(form):
     tx = T.skip_nonfinite(T.chain(broken(at=1), T.scale_by_learning_rate(0.1)), check_updates=True)
     tx = T.MultiSteps(tx, 1) if form == "in MultiSteps" else tx
     state = tx.init(p)
+    update, apply = compiled(tx)
     for _ in range(5):  # the count stays at 1, and so does the NaN
         if form == "update":
-            updates, state = tx.update(gradients(1)[0], state, p)
+            updates, state = update(gradients(1)[0], state, p)
             p = optax.apply_updates(p, updates)
         else:
-            p, state, _ = tx.apply(gradients(1)[0], state, p)
+            p, state, _ = apply(gradients(1)[0], state, p)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(p))
     guard = state.inner_opt_state if form == "in MultiSteps" else state
     assert int(guard.total_skipped) == 4
@@ -204,7 +215,7 @@ def test_a_skipped_window_is_not_reported_again():
     p = params()
     state, skipped = tx.init(p), []
     for g in [spoiled(steps[0], np.nan), *steps[1:]]:
-        p, state, _ = tx.apply(g, state, p)
+        p, state, _ = compiled(tx)[1](g, state, p)
         skipped.append(int(T.recorded(state)["skipped"]))
     assert skipped == [0, 0, 0, 1, 0, 0, 0, 0]
 
@@ -215,7 +226,7 @@ def test_flush_goes_through():
     p = params()
     state = tx.init(p)
     for g in [steps[0], spoiled(steps[0], np.nan), steps[1]]:
-        p, state, _ = tx.apply(g, state, p)
+        p, state, _ = compiled(tx)[1](g, state, p)
     assert tx.holds_back
     updates, state = tx.flush(state, p)
     np.testing.assert_allclose(updates["a"], -(steps[0]["a"] + steps[1]["a"]) / 2, rtol=1e-6)
@@ -230,11 +241,12 @@ def test_in_a_chain_and_around_optax():
     ):
         p, g = params(), gradients(1)[0]
         state = tx.init(p)
-        q, after, applied = tx.apply(spoiled(g, np.nan), state, p)
+        apply = compiled(tx)[1]
+        q, after, applied = apply(spoiled(g, np.nan), state, p)
         assert bits(q) == bits(p)
         assert not applied
         assert int(T.recorded(after)["skipped"]) == 1
-        q, after, applied = tx.apply(g, after, q)
+        q, after, applied = apply(g, after, q)
         assert applied
         assert bits(q) != bits(p)
 
@@ -245,7 +257,7 @@ def test_under_vmap_each_run_is_guarded_by_itself():
     good, bad = gradients(1)[0], spoiled(gradients(1)[0], np.nan)
     p = params()
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), good, bad)
-    q, _, applied = jax.vmap(lambda g: tx.apply(g, tx.init(p), p))(both)
+    q, _, applied = jax.jit(jax.vmap(lambda g: tx.apply(g, tx.init(p), p)))(both)
     assert applied.tolist() == [True, False]
     assert bits(jax.tree.map(lambda x: x[1], q)) == bits(p)
     alone, _, _ = tx.apply(good, tx.init(p), p)
@@ -257,7 +269,7 @@ def test_a_weight_of_zero_is_no_step_and_no_skip():
     tx = T.skip_nonfinite(inner())
     p = params()
     zero = jax.tree.map(np.zeros_like, gradients(1)[0])
-    q, state, applied = jax.jit(tx.apply)(zero, tx.init(p), p, weight=jnp.float32(0))
+    q, state, applied = compiled(tx)[1](zero, tx.init(p), p, weight=jnp.float32(0))
     assert bits((q, state.inner_state)) == bits((p, tx.init(p).inner_state))
     assert not applied
     assert int(state.skipped) == 0
@@ -284,18 +296,21 @@ def test_refusals():
 # a NaN in the warm-up is let through; a skip that multiplies by zero lets NaN through as well.
 
 
-def spikes(norms, factor=4.0, window=3, **inner):
-    """`(params, state, applied of each)` after gradients of these norms."""
-    tx = T.skip_spikes(optimizers.sgd(1.0, **inner), factor, window)
+@functools.cache
+def scanned(factor, window):
+    tx = T.skip_spikes(optimizers.sgd(1.0), factor, window)
     p = {"w": jnp.zeros(2)}
 
     def body(carry, n):
         p, state, applied = tx.apply({"w": jnp.stack([n, jnp.float32(0)])}, carry[1], carry[0])
         return (p, state), applied
 
-    (p, state), applied = jax.jit(lambda n: jax.lax.scan(body, (p, tx.init(p)), n))(
-        jnp.asarray(norms, jnp.float32)
-    )
+    return jax.jit(lambda n: jax.lax.scan(body, (p, tx.init(p)), n))
+
+
+def spikes(norms, factor=4.0, window=3):
+    """`(params, state, applied of each)` after gradients of these norms."""
+    (p, state), applied = scanned(factor, window)(np.asarray(norms, np.float32))
     return np.asarray(p["w"])[0], state, applied.tolist()
 
 
@@ -344,7 +359,7 @@ def test_a_skipped_spike_changes_no_bit():
     good = gradients(1)[0]
     p, state, _ = run(tx, [good])
     spike = jax.tree.map(lambda g: 100 * g, good)
-    q, after, applied = jax.jit(tx.apply)(spike, state, p)
+    q, after, applied = compiled(tx)[1](spike, state, p)
     assert not applied
     assert bits((q, after.inner_state, after.norms)) == bits((p, state.inner_state, state.norms))
     assert int(T.recorded(after)["skipped"]) == 1
@@ -355,7 +370,7 @@ def test_what_a_guard_further_in_skips_counts_outside():
     p = {"w": jnp.ones(2)}
     state, seen = tx.init(p), []
     for n in (1.0, 100.0, np.nan, 1.0):
-        p, state, applied = tx.apply({"w": jnp.full(2, n)}, state, p)
+        p, state, applied = compiled(tx)[1]({"w": jnp.full(2, n)}, state, p)
         seen.append((bool(applied), int(T.recorded(state)["skipped"])))
     assert seen == [(True, 0), (False, 1), (False, 1), (True, 0)]
     assert int(state.total_skipped) == 2
