@@ -5,9 +5,11 @@ from .adafactor import adafactor as adafactor
 from .adam import adam as adam, adamw as adamw
 from .aliases import ALIASES as ALIASES
 from .lion import lion as lion
+from .muon import muon as muon
 from .names import OPTIMIZERS as OPTIMIZERS, PRESETS as PRESETS, get as get
 from .rmsprop import rmsprop as rmsprop
 from .sgd import sgd as sgd
+from .soap import soap as soap
 
 __all__ = [
     "ALIASES",
@@ -18,8 +20,10 @@ __all__ = [
     "adamw",
     "get",
     "lion",
+    "muon",
     "rmsprop",
     "sgd",
+    "soap",
 ]
 
 surface(__name__)

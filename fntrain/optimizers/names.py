@@ -9,10 +9,12 @@ from .adafactor import adafactor
 from .adam import adam, adamw
 from .aliases import canonical
 from .lion import lion
+from .muon import muon
 from .rmsprop import rmsprop
 from .sgd import sgd
+from .soap import soap
 
-OPTIMIZERS = {f.__name__: f for f in (sgd, adam, adamw, rmsprop, lion, adafactor)}
+OPTIMIZERS = {f.__name__: f for f in (sgd, adam, adamw, rmsprop, lion, adafactor, muon, soap)}
 
 
 """The optimizers that `get` knows, by name."""

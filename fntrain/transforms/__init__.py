@@ -51,6 +51,13 @@ from .loss_scale import (
     loss_scale as loss_scale,
 )
 from .momentum import MomentumState as MomentumState, momentum as momentum, nesterov as nesterov
+from .muon import (
+    COEFFICIENTS as COEFFICIENTS,
+    SCALINGS as SCALINGS,
+    ScaleByMuonState as ScaleByMuonState,
+    orthogonalize as orthogonalize,
+    scale_by_muon as scale_by_muon,
+)
 from .plateau import (
     Controller as Controller,
     PlateauState as PlateauState,
@@ -62,6 +69,7 @@ from .plateau import (
     stop_on_plateau as stop_on_plateau,
 )
 from .select import by_path as by_path, freeze as freeze
+from .soap import ScaleBySoapState as ScaleBySoapState, scale_by_soap as scale_by_soap
 from .types import (
     Averaging as Averaging,
     Guard as Guard,
@@ -73,6 +81,8 @@ from .types import (
 )
 
 __all__ = [
+    "COEFFICIENTS",
+    "SCALINGS",
     "Averaging",
     "ClipByNormState",
     "Controller",
@@ -91,7 +101,9 @@ __all__ = [
     "ScaleByAdamState",
     "ScaleByLearningRateState",
     "ScaleByLionState",
+    "ScaleByMuonState",
     "ScaleByRmsState",
+    "ScaleBySoapState",
     "SkipNonfiniteState",
     "SkipSpikesState",
     "StopOnPlateauState",
@@ -113,6 +125,7 @@ __all__ = [
     "loss_scale",
     "momentum",
     "nesterov",
+    "orthogonalize",
     "plateau",
     "record_norms",
     "recorded",
@@ -121,7 +134,9 @@ __all__ = [
     "scale_by_adam",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_muon",
     "scale_by_rms",
+    "scale_by_soap",
     "set_hyperparams",
     "set_multiplier",
     "skip_nonfinite",

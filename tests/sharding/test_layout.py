@@ -92,6 +92,8 @@ def test_a_pair_split_by_columns_and_rows_stays_as_its_rules_say(rules, caplog):
 OPTIMIZERS = {
     "adamw": lambda: ft.optimizers.adamw(1e-2),
     "adafactor": lambda: ft.optimizers.adafactor(1e-2),
+    "muon": lambda: ft.optimizers.muon(1e-2, dtype="float32"),
+    "soap": lambda: ft.optimizers.soap(1e-2, max_dim=300),
     "optax adafactor": lambda: optax.adafactor(1e-2),
 }
 
