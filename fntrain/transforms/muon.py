@@ -71,7 +71,8 @@ def orthogonalize(
     For :math:`G = U \Sigma V^\top` the limit is :math:`U V^\top`: the step of steepest descent in the spectral norm.
     With the defaults all singular values above 0.001 of the Frobenius norm end in [0.84, 1.13], up to the
     rounding of the iteration. A step takes :math:`2 r^2 c + r^3` multiplications for r rows and c columns, r the
-    smaller; matrices of one shape are taken together (transposed ones too), and on a mesh each device takes its share of them.
+    smaller; matrices of one shape are taken together (transposed ones too), and on a mesh each device takes its share:
+    what is split over n devices moves there and back, twice 1/n of it for each device.
 
     Args:
       steps: n, >= 1.

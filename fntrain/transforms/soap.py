@@ -9,17 +9,13 @@ import jax.numpy as jnp
 from .. import tree
 from .._core import check
 from .._core.typing import PyTree
+from ..sharding.rules import Large
 from .folding import Decay, decay_at, power_seen
 from .matrix import Form, check_axes, forms, in_stacks
 from .types import Transform, increment, like, transform
 
 
-class ScaleBySoapState(NamedTuple):
-    """Adam's moments, the second one in the eigenbasis, and the basis; float32 at least.
-
-    The last four have arrays `[matrices, n, n]` for the axes that are turned, and None for the others.
-    """
-
+class _ScaleBySoap(NamedTuple):
     count: jax.Array  # int32, shape ()
     mu: PyTree  # the parameters' shapes
     nu: PyTree  # the parameters' shapes, in the eigenbasis
@@ -27,6 +23,15 @@ class ScaleBySoapState(NamedTuple):
     right: PyTree  # running mean of gᵀ g
     left_basis: PyTree  # its eigenvectors, as they last were, in columns
     right_basis: PyTree
+
+
+class ScaleBySoapState(Large, _ScaleBySoap):
+    """Adam's moments, the second one in the eigenbasis, and the basis; float32 at least.
+
+    The last four have arrays `[matrices, n, n]` for the axes that are turned, and None for the others.
+    """
+
+    large = ("left", "right", "left_basis", "right_basis")
 
 
 @transform
