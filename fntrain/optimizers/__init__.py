@@ -4,6 +4,7 @@ from .._core.public import surface
 from .adafactor import adafactor as adafactor
 from .adam import adam as adam, adamw as adamw
 from .aliases import ALIASES as ALIASES
+from .foreign import from_optax as from_optax
 from .lion import lion as lion
 from .muon import muon as muon
 from .names import OPTIMIZERS as OPTIMIZERS, PRESETS as PRESETS, get as get
@@ -18,6 +19,7 @@ __all__ = [
     "adafactor",
     "adam",
     "adamw",
+    "from_optax",
     "get",
     "lion",
     "muon",

@@ -122,6 +122,7 @@ class AveragedState(Averaging, _Average):
     def evaluation_params(self, params: Params) -> Params:
         """Optax's own reading of it."""
         state = nodes(self.inner_state, optax.contrib.ScheduleFreeState)[0]
+        params = jax.tree.map(tree.wide, params)  # as what it keeps may be, whatever is trained
         if jax.tree.structure(state.z) != jax.tree.structure(params):
             params = _dense(params)
             return _spread(optax.contrib.schedule_free_eval_params(state, params), params)

@@ -9,6 +9,7 @@ a kernel that is kept the other way.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -96,12 +97,15 @@ def in_stacks(f: Callable[[Any], Any], items: list[PyTree]) -> list[PyTree]:
         groups.setdefault((structure, *((x.shape[1:], x.dtype) for x in leaves)), []).append(i)
     out: list[Any] = [None] * len(items)
     for members in groups.values():
-        stack = jax.tree.map(
-            lambda *xs: jnp.concatenate(xs) if len(xs) > 1 else xs[0], *[items[i] for i in members]
-        )
+        first, *others = (items[i] for i in members)
+        stack = jax.tree.map(lambda *xs: jnp.concatenate(xs) if len(xs) > 1 else xs[0], first, *others)
         done, start = over_stack(f, stack), 0
         for i in members:
             rows = jax.tree.leaves(items[i])[0].shape[0]
-            out[i] = jax.tree.map(lambda x, a=start, n=rows: x[a : a + n], done)
+            out[i] = jax.tree.map(partial(_rows, start, rows), done)
             start += rows
     return out
+
+
+def _rows(start: int, n: int, x: Any) -> Any:
+    return x[start : start + n]

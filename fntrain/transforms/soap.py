@@ -105,9 +105,9 @@ def scale_by_soap(
         bases = [_bases(form, x, longest, one_sided) for form, x in _matrices(params, axes)]
         structure = jax.tree.structure(params)
         left, right = (jax.tree.unflatten(structure, [pair[side] for pair in bases]) for side in (0, 1))
-        moments = (tree.wide_zeros(params) for _ in range(2))
-        zeros = (tree.zeros_like(basis) for basis in (left, right))
-        return ScaleBySoapState(jnp.zeros((), jnp.int32), *moments, *zeros, left, right)
+        mu, nu = tree.wide_zeros(params), tree.wide_zeros(params)
+        grams = tree.zeros_like(left), tree.zeros_like(right)
+        return ScaleBySoapState(jnp.zeros((), jnp.int32), mu, nu, *grams, left, right)
 
     def update_fn(updates, state, params=None, **extra):
         del params, extra
@@ -132,8 +132,8 @@ def scale_by_soap(
             if form is None or (grams[2] is None and grams[3] is None):
                 done[i] = _adam(like(g, v), m, v, numbers)
                 continue
-            stacks = (form.matrices(x) for x in (like(g, v), m, v))
-            items[i] = _Matrices(*stacks, *grams, numbers.rows(form.shape[0], v.dtype))
+            g, m, v = (form.matrices(x) for x in (like(g, v), m, v))
+            items[i] = _Matrices(g, m, v, numbers.rows(form.shape[0], v.dtype), *grams)
         new = in_stacks(lambda x: _turned(x, eps), list(items.values()))
         for i, (form, g), (u, v, *grams) in zip(items, [_matrices(updates, axes)[i] for i in items], new):
             for side, x in zip(sides, grams):
@@ -204,11 +204,11 @@ class _Matrices(NamedTuple):
     g: jax.Array
     m: jax.Array
     v: jax.Array
-    left: Any
-    right: Any
-    left_basis: Any
-    right_basis: Any
     numbers: jax.Array
+    left: Any = None
+    right: Any = None
+    left_basis: Any = None
+    right_basis: Any = None
 
 
 def _turned(x: _Matrices, eps: float) -> tuple[Any, ...]:

@@ -54,6 +54,7 @@ TRANSFORMS = {
     "muon": lambda: ft.optimizers.muon(0.1, weight_decay=1e-2),
     "scale_by_soap": lambda: ft.transforms.scale_by_soap(),
     "soap": lambda: ft.optimizers.soap(1e-3, precondition_frequency=2, one_sided=True),
+    "from_optax": lambda: ft.optimizers.get("optax:ademamix", lr=1e-3),
     "skip_nonfinite": lambda: ft.skip_nonfinite(ft.optimizers.adamw(1e-3)),
     "skip_nonfinite around MultiSteps": lambda: ft.skip_nonfinite(ft.MultiSteps(ft.optimizers.sgd(0.1), 2)),
     "skip_spikes": lambda: ft.skip_spikes(ft.optimizers.adamw(1e-3), 10.0, 4),
