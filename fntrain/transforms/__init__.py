@@ -22,6 +22,7 @@ from .chain import chain as chain
 from .clip import (
     ClipByNormState as ClipByNormState,
     RecordNormsState as RecordNormsState,
+    clip_by_agc as clip_by_agc,
     clip_by_leaf_norm as clip_by_leaf_norm,
     clip_by_norm as clip_by_norm,
     clip_by_value as clip_by_value,
@@ -32,6 +33,7 @@ from .decay import (
     add_weight_decay as add_weight_decay,
     scale_by_learning_rate as scale_by_learning_rate,
 )
+from .graft import cautious as cautious, keep_norm as keep_norm
 from .guard import (
     SkipNonfiniteState as SkipNonfiniteState,
     SkipSpikesState as SkipSpikesState,
@@ -58,6 +60,7 @@ from .muon import (
     orthogonalize as orthogonalize,
     scale_by_muon as scale_by_muon,
 )
+from .perturb import NoiseState as NoiseState, centralize as centralize, noise as noise
 from .plateau import (
     Controller as Controller,
     PlateauState as PlateauState,
@@ -94,6 +97,7 @@ __all__ = [
     "MomentumState",
     "MultiSteps",
     "MultiStepsState",
+    "NoiseState",
     "PlateauState",
     "RecordNormsState",
     "Recording",
@@ -112,7 +116,10 @@ __all__ = [
     "add_weight_decay",
     "averaged",
     "by_path",
+    "cautious",
+    "centralize",
     "chain",
+    "clip_by_agc",
     "clip_by_leaf_norm",
     "clip_by_norm",
     "clip_by_value",
@@ -121,10 +128,12 @@ __all__ = [
     "ema",
     "freeze",
     "hyperparams",
+    "keep_norm",
     "lookahead",
     "loss_scale",
     "momentum",
     "nesterov",
+    "noise",
     "orthogonalize",
     "plateau",
     "record_norms",
