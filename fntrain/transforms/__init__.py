@@ -71,11 +71,13 @@ from .plateau import (
     reduce_on_plateau as reduce_on_plateau,
     stop_on_plateau as stop_on_plateau,
 )
+from .quantize import QuantizedState as QuantizedState, quantize_state as quantize_state
 from .select import by_path as by_path, freeze as freeze
 from .soap import ScaleBySoapState as ScaleBySoapState, scale_by_soap as scale_by_soap
 from .types import (
     Averaging as Averaging,
     Guard as Guard,
+    Moments as Moments,
     Recording as Recording,
     Transform as Transform,
     Window as Window,
@@ -94,11 +96,13 @@ __all__ = [
     "Guard",
     "HyperparamsState",
     "LookaheadState",
+    "Moments",
     "MomentumState",
     "MultiSteps",
     "MultiStepsState",
     "NoiseState",
     "PlateauState",
+    "QuantizedState",
     "RecordNormsState",
     "Recording",
     "ReduceOnPlateauState",
@@ -136,6 +140,7 @@ __all__ = [
     "noise",
     "orthogonalize",
     "plateau",
+    "quantize_state",
     "record_norms",
     "recorded",
     "reduce_on_plateau",

@@ -8,8 +8,8 @@ import optax
 
 from .. import tree
 from .._core.errors import ConfigError
-from .adapt import adapt
-from .types import Transform, like, transform
+from .adapt import Adapted, adapt
+from .types import Transform, Window, like, nodes, transform
 
 
 @transform
@@ -52,7 +52,7 @@ def cautious(tx: optax.GradientTransformation) -> Any:
         part = jnp.maximum(jnp.mean(agree), like(1e-3, wide)) if u.size else jnp.ones((), wide.dtype)
         return like(jnp.where((agree > 0) | jnp.isnan(wide), wide / part, jnp.zeros((), wide.dtype)), u)
 
-    return _after(tx, masked, rescales=True)
+    return _after(tx, masked, "cautious", rescales=True)
 
 
 @transform
@@ -92,7 +92,7 @@ def keep_norm(tx: optax.GradientTransformation) -> Any:
         unit = wide * own_scale / jnp.where(own == 0, jnp.ones((), own.dtype), own)
         return like(unit * given / given_scale, u)
 
-    return _after(tx, scaled, rescales=None)
+    return _after(tx, scaled, "keep_norm", rescales=None)
 
 
 def _norm_parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -107,27 +107,36 @@ def _norm_parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _alone(tx: Any, name: str) -> Transform:
     """The transform, if what it returns belongs to what it is given."""
     tx = adapt(tx)
-    if tx.holds_back:
-        raise ConfigError(
-            f"`tx` {tx!r} holds gradients back, and its updates are of several: `MultiSteps({name}(tx), k)`"
-        )
+    if tx.holds_back and not isinstance(tx, Adapted):
+        raise _held(tx, name)
     if tx.looks or tx.looks_late:
         raise ConfigError(f"`tx` {tx!r} takes a gradient of its own: put it outside, `sam({name}(tx))`")
     return tx
 
 
-def _after(tx: Transform, change: Any, rescales: bool | None) -> Transform:
+def _held(tx: Transform, name: str) -> ConfigError:
+    return ConfigError(
+        f"`tx` {tx!r} holds gradients back, and its updates are of several: `MultiSteps({name}(tx), k)`"
+    )
+
+
+def _after(tx: Transform, change: Any, name: str, rescales: bool | None) -> Transform:
     """`tx`, whose updates are changed by `change(update, gradient)`, leaf by leaf."""
+
+    def init_fn(params):
+        state = tx.init(params)
+        if nodes(state, Window):  # one of optax's says so in its state alone
+            raise _held(tx, name)
+        return state
 
     def update_fn(updates, state, params=None, **extra):
         new, state = tx.update(updates, state, params, **extra)
         return jax.tree.map(change, new, updates), state
 
     return Transform(
-        tx.init,
+        init_fn,
         update_fn,
         stages={"inner": tx},
         rescales=rescales,
         passed=tx.passed,
-        sees=lambda _, params: params,
     )

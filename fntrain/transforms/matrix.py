@@ -98,13 +98,17 @@ def in_stacks(f: Callable[[Any], Any], items: list[PyTree]) -> list[PyTree]:
     out: list[Any] = [None] * len(items)
     for members in groups.values():
         first, *others = (items[i] for i in members)
-        stack = jax.tree.map(lambda *xs: jnp.concatenate(xs) if len(xs) > 1 else xs[0], first, *others)
+        stack = jax.tree.map(lambda x, *xs: _joined(x, xs), first, *others)
         done, start = over_stack(f, stack), 0
         for i in members:
             rows = jax.tree.leaves(items[i])[0].shape[0]
             out[i] = jax.tree.map(partial(_rows, start, rows), done)
             start += rows
     return out
+
+
+def _joined(x: Any, others: tuple[Any, ...]) -> Any:
+    return jnp.concatenate([x, *others]) if others else x
 
 
 def _rows(start: int, n: int, x: Any) -> Any:

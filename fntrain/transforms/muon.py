@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from .._core.typing import PyTree, ScheduleLike
 from .folding import decay_at
 from .matrix import Form, check_axes, forms, in_stacks
 from .scheduled import scheduled
-from .types import Transform, increment, like, transform
+from .types import Moments, Transform, increment, like, transform
 
 Triples = tuple[tuple[float, float, float], ...]
 
@@ -47,9 +47,7 @@ SCALINGS = {
 """What an orthogonalised matrix is multiplied by, from its rows (inputs) and columns (outputs)."""
 
 
-class ScaleByMuonState(NamedTuple):
-    """The momentum, in float32 at least."""
-
+class _ScaleByMuon(NamedTuple):
     count: jax.Array  # int32, shape ()
     mu: PyTree  # float32 at least, the parameters' shapes
     scheduled: Any = ()  # the momentum of the last update, where it is a schedule
@@ -255,3 +253,9 @@ def _triples(coefficients: Any) -> Triples:
             f"{check.said(coefficients)}"
         )
     return triples
+
+
+class ScaleByMuonState(Moments, _ScaleByMuon):
+    """The momentum, in float32 at least."""
+
+    moments: ClassVar[tuple[str, ...]] = ("mu",)

@@ -1,7 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from .._core.typing import PyTree
 from ..sharding.rules import Large
 from .folding import Decay, decay_at, power_seen
 from .matrix import Form, check_axes, forms, in_stacks
-from .types import Transform, increment, like, transform
+from .types import Moments, Transform, increment, like, transform
 
 
 class _ScaleBySoap(NamedTuple):
@@ -25,13 +25,14 @@ class _ScaleBySoap(NamedTuple):
     right_basis: PyTree
 
 
-class ScaleBySoapState(Large, _ScaleBySoap):
+class ScaleBySoapState(Large, Moments, _ScaleBySoap):
     """Adam's moments, the second one in the eigenbasis, and the basis; float32 at least.
 
     The last four have arrays `[matrices, n, n]` for the axes that are turned, and None for the others.
     """
 
-    large = ("left", "right", "left_basis", "right_basis")
+    moments: ClassVar[tuple[str, ...]] = ("mu", "nu")
+    large: ClassVar[tuple[str, ...]] = ("left", "right", "left_basis", "right_basis")
 
 
 @transform

@@ -62,6 +62,7 @@ TRANSFORMS = {
     "centralize": lambda: ft.transforms.centralize(),
     "noise": lambda: ft.transforms.noise(ft.schedules.linear(2.0, 1.0, 10)),
     "ema warmed up": lambda: ft.chain(ft.optimizers.sgd(0.1), ft.ema(0.9, debias=True, warmup=10)),
+    "quantize_state": lambda: ft.transforms.quantize_state(ft.optimizers.adamw(1e-3), min_size=0),
     "skip_nonfinite": lambda: ft.skip_nonfinite(ft.optimizers.adamw(1e-3)),
     "skip_nonfinite around MultiSteps": lambda: ft.skip_nonfinite(ft.MultiSteps(ft.optimizers.sgd(0.1), 2)),
     "skip_spikes": lambda: ft.skip_spikes(ft.optimizers.adamw(1e-3), 10.0, 4),

@@ -289,6 +289,27 @@ def test_cost_is_what_is_stated_and_shared_by_the_devices(name):
     assert big <= moved
 
 
+@pytest.mark.parametrize("make", [lambda: T.scale_by_muon(dtype="float32"), lambda: T.scale_by_soap()])
+def test_what_devices_share_is_what_one_computes(make):
+    """Three matrices on eight devices, five of which have a matrix of zeros."""
+    tx, mesh = make(), sharding.mesh(data=-1)
+    grads = [{name: normal(16, 16) for name in "abc"} for _ in range(3)]
+    places = NamedSharding(mesh, P(None, "data"))
+
+    def run(place):
+        update = jax.jit(tx.update)
+        state = tx.init(grads[0])
+        for g in grads:
+            u, state = update(jax.tree.map(place, g), state)
+        return u
+
+    alone = run(jnp.asarray)
+    with jax.set_mesh(mesh):
+        together = run(lambda x: jax.device_put(x, places))
+    for name in "abc":
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-3, atol=1e-4)
+
+
 def test_the_count_sees_work_that_is_not_shared():
     """The broken specimen: nobody says that there is a mesh; every device does it all, or tells all to the others."""
     program = compiled(T.scale_by_muon(dtype="float32"), sharding.mesh(data=-1))
