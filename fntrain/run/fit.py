@@ -213,6 +213,7 @@ def fit(
         except Interrupted:  # before the first batch has come
             result = FitResult(own.pop(), History([], task.metrics), interrupted=True)
         else:
+            task = feeds.task
             with prepare.directory(task, feeds, options) as run:
                 loop = prepare.loop(task, own, feeds, run, options, signals, given)
                 interrupted = loop.run_all()
