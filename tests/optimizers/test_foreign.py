@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.optimize
 
 import fntrain as ft
 from fntrain._core.fingerprint import fingerprint
@@ -75,3 +76,22 @@ def test_it_is_a_value():
 def test_what_it_refuses(call, words):
     with pytest.raises(ft.ConfigError, match=words):
         call()
+
+
+def test_lbfgs_with_its_line_search_finds_the_optimum_of_logistic_regression():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4))
+    y = (x @ [1.0, -2.0, 0.5, 0.0] + rng.normal(size=60) > 0).astype(np.float64)
+
+    def objective(w, xp):
+        z = x @ w
+        return xp.mean(xp.logaddexp(0.0, z) - y * z) + 0.005 * xp.sum(w * w)
+
+    best = scipy.optimize.minimize(objective, np.zeros(4), args=(np,), method="BFGS", options={"gtol": 1e-10})
+    with jax.enable_x64(True):
+        task = ft.Task(lambda p, batch, ctx: objective(p["w"], jnp), ft.optimizers.get("optax:lbfgs"))
+        state = ft.init_state(task, {"w": np.zeros(4)})
+        state, _ = ft.train_steps(task, state, np.zeros((25, 1)))
+        found = np.asarray(state.params["w"])
+    assert objective(found, np) - best.fun < 1e-8
+    np.testing.assert_allclose(found, best.x, atol=1e-5)
