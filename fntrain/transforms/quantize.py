@@ -176,7 +176,7 @@ def _encode(x: jax.Array, block: int, uniform: jax.Array) -> tuple[jax.Array, ja
     scale = jnp.max(jnp.abs(parts), axis=-1)
     ratio = jnp.abs(parts) / jnp.where(scale > 0, scale, jnp.ones((), x.dtype))[..., None]
     upward = positive[..., None]
-    codes = jnp.where(upward, _level(ratio, drawn, _POSITIVE), _level(ratio, drawn, _SIGNED))
+    codes = _level(ratio, drawn, upward)
     codes = jnp.where(
         upward & (parts > 0), jnp.maximum(codes, 1), codes
     )  # nothing is divided by a zero that was none
@@ -184,17 +184,24 @@ def _encode(x: jax.Array, block: int, uniform: jax.Array) -> tuple[jax.Array, ja
     return _flat(codes.astype(jnp.uint8), x.shape[-1]), jnp.where(positive, -scale, scale)
 
 
-def _level(ratio: jax.Array, drawn: jax.Array, levels: _Levels) -> jax.Array:
+def _level(ratio: jax.Array, drawn: jax.Array, upward: jax.Array) -> jax.Array:
     """The level of a magnitude in [0, 1]: one of the two around it, so that the mean is right."""
-    kind = ratio.dtype
-    top, step = jnp.asarray(levels.top, kind), jnp.asarray(levels.step, kind)
-    below = jnp.floor(jnp.log2(jnp.maximum(ratio, jnp.finfo(kind).tiny)) / step + top)
-    value = jnp.exp2((below - top) * step)
-    part = (ratio / value - 1) / jnp.asarray(math.exp2(levels.step) - 1, kind)
+    top, step, between, least = _measures(upward, ratio.dtype)
+    below = jnp.floor(jnp.log2(jnp.maximum(ratio, jnp.finfo(ratio.dtype).tiny)) / step + top)
+    part = (ratio / jnp.exp2((below - top) * step) - 1) / between
     under = below < 1
-    least = jnp.asarray(math.exp2((1 - levels.top) * levels.step), kind)
-    part, below = jnp.where(under, ratio / least, part), jnp.where(under, jnp.zeros((), kind), below)
-    return jnp.clip(below + (drawn < part).astype(kind), 0, top).astype(jnp.int32)
+    part, below = jnp.where(under, ratio / least, part), jnp.where(under, jnp.zeros_like(below), below)
+    return jnp.clip(below + (drawn < part).astype(ratio.dtype), 0, top).astype(jnp.int32)
+
+
+def _measures(upward: jax.Array, kind: Any) -> list[jax.Array]:
+    """Of the scale of each block: its top, its step, the part from one level to the next, and its least level."""
+
+    def of(levels: _Levels) -> tuple[float, ...]:
+        return levels.top, levels.step, math.exp2(levels.step) - 1, math.exp2((1 - levels.top) * levels.step)
+
+    pairs = zip(of(_POSITIVE), of(_SIGNED))
+    return [jnp.where(upward, jnp.asarray(a, kind), jnp.asarray(b, kind)) for a, b in pairs]
 
 
 def _decode(codes: jax.Array, scales: jax.Array, block: int) -> jax.Array:
@@ -202,9 +209,8 @@ def _decode(codes: jax.Array, scales: jax.Array, block: int) -> jax.Array:
     parts = _blocks(codes, block).astype(jnp.int32)
     upward = (scales <= 0)[..., None]
     level = jnp.where(upward, parts, jnp.abs(parts - 128))
-    top = jnp.where(upward, _POSITIVE.top, _SIGNED.top)
-    step = jnp.where(upward, jnp.asarray(_POSITIVE.step, kind), jnp.asarray(_SIGNED.step, kind))
-    size = jnp.abs(scales)[..., None] * jnp.exp2((level - top).astype(kind) * step)
+    top, step, _, _ = _measures(upward, kind)
+    size = jnp.abs(scales)[..., None] * jnp.exp2((level.astype(kind) - top) * step)
     size = jnp.where(level > 0, size, jnp.zeros((), kind))
     return _flat(jnp.where(upward | (parts >= 128), size, -size), codes.shape[-1])
 
