@@ -60,6 +60,11 @@ class Call:
         inside = ", ".join(v if k.startswith("*") else f"{k}={v}" for k, v in self.shown().items())
         return f"{self.name}({inside})"
 
+    def again(self, arguments: dict[str, Any]) -> Any:
+        """What the same factory makes of other arguments."""
+        bound = inspect.BoundArguments(self.signature, arguments)  # type: ignore[arg-type]
+        return self.factory(*bound.args, **bound.kwargs)
+
     def remake(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """What pickle needs to make the call again."""
         bound = inspect.BoundArguments(self.signature, self.arguments)  # type: ignore[arg-type]

@@ -8,11 +8,14 @@ from ..transforms import Transform
 from .adafactor import adafactor
 from .adam import adam, adamw
 from .aliases import canonical
+from .foreign import from_optax
 from .lion import lion
+from .muon import muon
 from .rmsprop import rmsprop
 from .sgd import sgd
+from .soap import soap
 
-OPTIMIZERS = {f.__name__: f for f in (sgd, adam, adamw, rmsprop, lion, adafactor)}
+OPTIMIZERS = {f.__name__: f for f in (sgd, adam, adamw, rmsprop, lion, adafactor, muon, soap)}
 
 
 """The optimizers that `get` knows, by name."""
@@ -33,8 +36,8 @@ def get(name: str, **kwargs: Any) -> Transform:
     """Make an optimizer by name.
 
     Args:
-      name: `"sgd"`, `"adam"`, `"adamw"`, `"rmsprop"`, `"lion"`, `"adafactor"`, or a preset of PRESETS, as
-        `"sgd/momentum"`.
+      name: `"sgd"`, `"adam"`, `"adamw"`, `"rmsprop"`, `"lion"`, `"adafactor"`, `"muon"`, `"soap"`, a preset of
+        PRESETS, as `"sgd/momentum"`, or one of optax's, as `"optax:ademamix"` (`from_optax`).
       **kwargs: its arguments, in any spelling of ALIASES; they win over those of a preset.
 
     Returns:
@@ -50,6 +53,8 @@ def get(name: str, **kwargs: Any) -> Transform:
       >>> ft.optimizers.get("sgd/momentum", learning_rate=0.1)
       sgd(learning_rate=0.1, momentum=0.9)
     """
+    if isinstance(name, str) and name.startswith("optax:"):
+        return from_optax(name.removeprefix("optax:"), **kwargs)
     check.one_of("name", name, [*OPTIMIZERS, *PRESETS])
     optimizer = OPTIMIZERS[name.split("/")[0]]
     given = canonical(name, inspect.signature(optimizer), (), kwargs)

@@ -264,10 +264,11 @@ def fit(
         except Interrupted:  # before the first batch has come
             result = FitResult(own.pop(), History([], task.metrics), interrupted=True)
         else:
+            task = feeds.task
             rehearsal = None
             if rehearse:
                 rehearsal = rehearse_run(
-                    task, own, given, *feeds, run_dir, lambda: signals.received is not None
+                    task, own, given, *feeds[:2], run_dir, lambda: signals.received is not None
                 )
                 if jax.process_index() == 0:
                     print(rehearsal)

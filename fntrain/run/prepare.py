@@ -1,5 +1,6 @@
 """What a run needs before its first step: data at the door, its directory, where it stands, how it is cut."""
 
+import dataclasses
 import functools
 import warnings
 import weakref
@@ -21,6 +22,7 @@ from ..data.named import by_name
 from ..data.position import Position
 from ..data.source import as_source, fingerprint
 from ..data.stream import Stream
+from ..schedules.lengths import resolved, waits
 from ..show.progress import ProgressBar
 from ..show.summary import summary
 from ..step import programs
@@ -28,6 +30,7 @@ from ..step.state import TrainState
 from ..step.step import compute_metrics
 from ..step.task import Task
 from ..transforms import averaged
+from ..transforms.stages import accumulated
 from . import dispatch
 from .best import BestState
 from .context import LoopContext
@@ -48,6 +51,7 @@ class Feeds(NamedTuple):
 
     training: Feed
     validation: Validation | None
+    task: Task  # with the lengths of its schedules known
 
 
 def check_processes(state: TrainState, options: Options) -> None:
@@ -79,11 +83,12 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
     """
     waiting = signals.waiting
     source = as_source(data, options.batch_size, shuffle=options.shuffle, seed=options.seed)
+    task = _of_this_length(task, _steps(source, options))
     training = Feed(task, state, source, train=True, name="data", waiting=waiting)
     if source.endless and options.steps is None and options.max_time is None:
         raise DataError("`data` has no end, and so an epoch of it has none: give `steps`, not `epochs`")
     if options.validation_data is None:
-        return Feeds(training, None)
+        return Feeds(training, None, task)
     found = {}
     sets = by_name(options.validation_data)
     for key, held_out in sets.items():
@@ -98,7 +103,32 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
         found[key] = Feed(task, state, part, train=False, name=name, waiting=waiting)
     if options.evaluate_at != "params":
         jax.eval_shape(averaged, state)  # refused here, if there is none, and not after an epoch
-    return Feeds(training, Validation(found, options.evaluate_at))
+    return Feeds(training, Validation(found, options.evaluate_at), task)
+
+
+def _steps(source: Any, options: Options) -> int | None:
+    """How many batches the run has; None if nobody knows."""
+    if options.steps is not None or source.length is None:
+        return options.steps
+    return options.epochs * source.length  # type: ignore[operator]
+
+
+def _of_this_length(task: Task, steps: int | None) -> Task:
+    """The task with the lengths of its schedules that are fractions of the run made numbers of updates."""
+    if not waits(task.tx):
+        return task
+    every = accumulated(task.transform)
+    if steps is None or not isinstance(every, int):
+        cause = (
+            "the length of `data` is not known"
+            if steps is None
+            else "a schedule says how many batches an update has"
+        )
+        raise ConfigError(
+            f"`tx` has schedules whose lengths are fractions of the run, and {cause}: give `steps`, or "
+            f"`schedules.resolved(tx, updates)`"
+        )
+    return dataclasses.replace(task, tx=resolved(task.tx, max(1, steps // every)))
 
 
 def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextManager[RunDirectory | None]:
@@ -139,7 +169,7 @@ def _ranked(task: Task, feeds: Feeds, best: tuple[str, Any]) -> tuple[str, Direc
     if known is None:
         raise ConfigError(
             f'`keep_best` must say which values of {column!r} are better, as in `keep_best=({column!r}, "max")`: no '
-            f"metric of the task tells" + check.did_you_mean(column, _columns(task, *feeds))
+            f"metric of the task tells" + check.did_you_mean(column, _columns(task, *feeds[:2]))
         )
     return column, known
 
@@ -183,9 +213,7 @@ def loop(
             metrics = programs.closed(accumulators)
     history.metrics.update(task.metrics)
     history.prefixes = _prefixes(feeds.validation)
-    total = options.steps
-    if total is None and source.length is not None:
-        total = options.epochs * source.length  # type: ignore[operator]
+    total = _steps(source, options)
     step = int(state.step)
     chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
     if run is not None:
@@ -218,7 +246,7 @@ def loop(
         resumed=resumed,
         resumed_step=step,
         run_dir=None if run is None else run.path,
-        columns=functools.partial(_columns, task, *feeds) if columns_known else None,
+        columns=functools.partial(_columns, task, *feeds[:2]) if columns_known else None,
     )
     start = None if run is None or resumed else given
     rescue = Rescue(task, training, run, start, position, options.rebuild)

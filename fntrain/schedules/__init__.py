@@ -8,6 +8,9 @@ Arguments by name read the same everywhere, whatever their order by position, wh
 spoken of: `start` and `end` are values, `steps` a number of updates, as in `linear(start=0.1, end=0.0, steps=800)`
 and `cosine(start=0.1, end=0.0, steps=800)`.
 
+A length may be a fraction of the run, a float in (0, 1]: `warmup(cosine(1e-3, 0.95), 0.05)`. `fit` knows how many
+updates that is; a loop of one's own says it, `resolved(tx, updates)`.
+
 Values of the plain schedules are >= 0, like every rate, decay, momentum and norm; `scale` can turn the sign.
 Wherever a schedule is taken as an argument, a number or any function of the step will do.
 """
@@ -20,6 +23,7 @@ from .combine import (
     offset as offset,
     scale as scale,
     warmup as warmup,
+    wsd as wsd,
 )
 from .cycles import one_cycle as one_cycle, sgdr as sgdr
 from .decays import (
@@ -31,6 +35,7 @@ from .decays import (
     rsqrt as rsqrt,
     step_decay as step_decay,
 )
+from .lengths import resolved as resolved
 from .names import FORMS as FORMS, get as get
 from .types import Schedule as Schedule, constant as constant, schedule as schedule
 
@@ -49,12 +54,14 @@ __all__ = [
     "one_cycle",
     "piecewise",
     "polynomial",
+    "resolved",
     "rsqrt",
     "scale",
     "schedule",
     "sgdr",
     "step_decay",
     "warmup",
+    "wsd",
 ]
 
 surface(__name__)

@@ -8,19 +8,22 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import ScheduleLike
 from .._core.value import show
-from .arithmetic import LARGEST, fractions, increasing, mix, to_float
-from .types import Schedule, as_schedule, schedule, updates
+from .arithmetic import LARGEST, cosine_mix, fractions, increasing, mix, to_float
+from .types import Schedule, as_schedule, constant, fraction, schedule, updates
+
+SHAPES = ("linear", "sqrt", "cosine")
+"""How a cool-down falls."""
 
 
 @schedule
-def warmup(schedule: ScheduleLike, steps: int, start: float = 0.0):
+def warmup(schedule: ScheduleLike, steps: int | float, start: float = 0.0):
     r"""Rise in a straight line to a schedule's first value, then run the schedule from its beginning.
 
     .. math:: \eta_t = \begin{cases} a + (s_0 - a)\, t / w & t < w \\ s_{t - w} & t \ge w \end{cases}
 
     Args:
       schedule: s, which is shifted by `steps`: its update 0 is update w here.
-      steps: w, the length of the warm-up in updates, >= 1.
+      steps: w, the length of the warm-up in updates, >= 1, or as a fraction of the run in (0, 1].
       start: a, the value at update 0, >= 0.
 
     Returns:
@@ -58,16 +61,26 @@ def warmup(schedule: ScheduleLike, steps: int, start: float = 0.0):
 
 
 @schedule
-def cooldown(schedule: ScheduleLike, steps: int, end: float = 0.0, *, start_at: int | None = None):
-    r"""Run a schedule to its end (or to `start_at`), then go in a straight line from there to `end`.
+def cooldown(
+    schedule: ScheduleLike,
+    steps: int | float,
+    end: float = 0.0,
+    *,
+    start_at: int | float | None = None,
+    shape: str = "linear",
+):
+    r"""Run a schedule to its end (or to `start_at`), then go from there to `end`.
 
-    .. math:: \eta_t = \begin{cases} s_t & t < c \\ s_c + (b - s_c) \min(t - c, n) / n & t \ge c \end{cases}
+    .. math:: \eta_t = \begin{cases} s_t & t < c \\ s_c + (b - s_c)\, f(x) & t \ge c \end{cases}, \qquad
+              x = \frac{\min(t - c, n)}{n}, \qquad
+              f(x) = x,\; \sqrt{x} \;\text{or}\; \frac{1 - \cos \pi x}{2}
 
     Args:
       schedule: s, what is run first.
-      steps: n, the length of the cool-down in updates, >= 1.
+      steps: n, the length of the cool-down in updates, >= 1, or as a fraction of the run in (0, 1].
       end: b, the value from update c + n on, >= 0.
-      start_at: c, the update at which the cool-down starts, >= 0; None is the length of `schedule`.
+      start_at: c, the update at which the cool-down starts, >= 0, or a fraction; None is the length of `schedule`.
+      shape: f: `"linear"`, a straight line; `"sqrt"`, steep at first; or `"cosine"`.
 
     Returns:
       A Schedule of length c + n.
@@ -88,6 +101,7 @@ def cooldown(schedule: ScheduleLike, steps: int, end: float = 0.0, *, start_at: 
     inner = as_schedule("schedule", schedule)
     steps = updates("steps", steps)
     check.number("end", end, at_least=0)
+    check.one_of("shape", shape, SHAPES)
     if start_at is None and inner.steps is None:
         raise ConfigError(
             f"`schedule` must have an end for the cool-down to begin at, and {show(schedule)} has none: say "
@@ -98,14 +112,74 @@ def cooldown(schedule: ScheduleLike, steps: int, end: float = 0.0, *, start_at: 
 
     def function(step):
         # From update `turn` on the schedule stands at what it had come to, which is where the line begins.
-        return mix(inner(jnp.minimum(step, turn)), end, *fractions(step - turn, steps))
+        start, (gone, left) = inner(jnp.minimum(step, turn)), fractions(step - turn, steps)
+        if shape == "cosine":
+            return cosine_mix(start, end, gone, left)
+        if shape == "sqrt":
+            root = jnp.sqrt(gone)
+            gone, left = root, left / (1 + root)  # 1 - root, which would cancel near the end
+        return mix(start, end, gone, left)
 
     before = [b for b in inner.boundaries if b < turn]
     return function, turn + steps, increasing([*before, turn, turn + steps])
 
 
 @schedule
-def join(parts: Sequence[tuple[ScheduleLike, int | None]]):
+def wsd(
+    peak: float,
+    steps: int | float,
+    warmup: int | float = 0,
+    cooldown: int | float = 0.2,
+    end: float = 0.0,
+    shape: str = "linear",
+):
+    r"""Warm up, stay, and decay at the end: a run whose length need not be known before its decay.
+
+    .. math:: \eta_t = \begin{cases} p\, t / w & t < w \\ p & w \le t < T - n \\
+              p + (b - p)\, f\left(\frac{\min(t, T) - (T - n)}{n}\right) & t \ge T - n \end{cases}
+
+    Args:
+      peak: p, the value between the two, >= 0.
+      steps: T, the length of the whole in updates, >= 1, or as a fraction of the run in (0, 1]: 1.0 is all of it.
+      warmup: w, in updates, >= 0, or as a fraction of T in (0, 1].
+      cooldown: n, in updates, >= 1, or as a fraction of T in (0, 1].
+      end: b, the value from update T on, >= 0.
+      shape: f, as in `cooldown`: `"linear"`, `"sqrt"` or `"cosine"`.
+
+    Returns:
+      A Schedule of length T.
+
+    Raises:
+      ConfigError: if a value is not a finite number >= 0, a length none in its bounds, or w + n is more than T.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> s = ft.schedules.wsd(1.0, 10, warmup=2, cooldown=0.4)
+      >>> s(jnp.arange(11)).tolist()
+      [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+    References:
+      Hu et al., *MiniCPM*, 2024; Hägele et al., *Scaling laws and compute-optimal training beyond fixed training
+      durations*, 2024 (`"sqrt"`).
+    """
+    total = updates("steps", steps)
+    rise = max(1, round(warmup * total)) if fraction(warmup) else updates("warmup", warmup, at_least=0)
+    fall = max(1, round(cooldown * total)) if fraction(cooldown) else updates("cooldown", cooldown)
+    if rise + fall > total:
+        raise ConfigError(
+            f"`warmup` and `cooldown` must fit into `steps`, {total} updates: they are {rise} and {fall}"
+        )
+    level = constant(peak)
+    risen = _warmed(level, rise) if rise else level
+    whole = _cooled(risen, fall, end, start_at=total - fall, shape=shape)
+    return whole.function, whole.steps, whole.boundaries
+
+
+_warmed, _cooled = warmup, cooldown  # under the names that `wsd` has for its lengths
+
+
+@schedule
+def join(parts: Sequence[tuple[ScheduleLike, int | float | None]]):
     r"""Run schedules one after the other, each counting from its own 0.
 
     .. math:: \eta_t = s^{(i)}_{t - c_i} \quad \text{for } c_i \le t < c_{i+1}, \qquad c_0 = 0,
@@ -115,7 +189,7 @@ def join(parts: Sequence[tuple[ScheduleLike, int | None]]):
     and for plots.
 
     Args:
-      parts: pairs of a schedule and its length n in updates, >= 1; the last length may be None.
+      parts: pairs of a schedule and its length n in updates, >= 1, or a fraction of the run; the last may be None.
 
     Returns:
       A Schedule as long as the lengths together; for None, the last schedule's own length counts, if any.

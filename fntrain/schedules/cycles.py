@@ -14,7 +14,7 @@ from .types import schedule, updates
 @schedule
 def one_cycle(
     peak: float,
-    steps: int,
+    steps: int | float,
     pct_start: float = 0.3,
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
@@ -73,7 +73,7 @@ def one_cycle(
 
 
 @schedule
-def sgdr(start: float, steps: int, multiplier: int = 1, end: float = 0.0, cycles: int | None = None):
+def sgdr(start: float, steps: int | float, multiplier: int = 1, end: float = 0.0, cycles: int | None = None):
     r"""Repeat half a cosine from `start` to `end`, each `multiplier` times as long as the one before.
 
     .. math:: \eta_t = b + \frac{a - b}{2} \left(1 + \cos\frac{\pi (t - s_i)}{T_i}\right), \qquad

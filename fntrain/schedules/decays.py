@@ -12,7 +12,7 @@ from .types import schedule, updates
 
 
 @schedule
-def linear(start: float, end: float, steps: int):
+def linear(start: float, end: float, steps: int | float):
     r"""Go in a straight line from `start` to `end`, and stay there.
 
     .. math:: \eta_t = a + (b - a) \frac{\min(t, T)}{T}
@@ -20,7 +20,7 @@ def linear(start: float, end: float, steps: int):
     Args:
       start: a, the value at update 0, >= 0.
       end: b, the value from update `steps` on, >= 0.
-      steps: T, the length in updates, >= 1.
+      steps: T, the length in updates, >= 1, or as a fraction of the run in (0, 1].
 
     Returns:
       A Schedule of length `steps`.
@@ -40,14 +40,14 @@ def linear(start: float, end: float, steps: int):
 
 
 @schedule
-def cosine(start: float, steps: int, end: float = 0.0):
+def cosine(start: float, steps: int | float, end: float = 0.0):
     r"""Go along half a cosine from `start` to `end`, and stay there.
 
     .. math:: \eta_t = b + \frac{a - b}{2} \left(1 + \cos\frac{\pi \min(t, T)}{T}\right)
 
     Args:
       start: a, the value at update 0, >= 0.
-      steps: T, the length in updates, >= 1.
+      steps: T, the length in updates, >= 1, or as a fraction of the run in (0, 1].
       end: b, the value from update `steps` on, >= 0.
 
     Returns:
@@ -72,7 +72,7 @@ def cosine(start: float, steps: int, end: float = 0.0):
 
 
 @schedule
-def polynomial(start: float, end: float, steps: int, power: float):
+def polynomial(start: float, end: float, steps: int | float, power: float):
     r"""Go along a power of a line from `start` to `end`, and stay there.
 
     .. math:: \eta_t = b + (a - b) \left(1 - \frac{\min(t, T)}{T}\right)^p
@@ -80,7 +80,7 @@ def polynomial(start: float, end: float, steps: int, power: float):
     Args:
       start: a, the value at update 0, >= 0.
       end: b, the value from update `steps` on, >= 0.
-      steps: T, the length in updates, >= 1.
+      steps: T, the length in updates, >= 1, or as a fraction of the run in (0, 1].
       power: p, > 0; 1 is `linear`.
 
     Returns:

@@ -1,7 +1,11 @@
 """Schedule, the simplest of them, and how a count and a length are read."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import contextlib
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +30,8 @@ class Schedule(Value):
       steps: the update at which the schedule has come to its end, or None if it has none.
       boundaries: the updates at which one piece ends and the next begins, increasing; of pieces that repeat
         for ever, the first 64.
+      waits: whether a length in it is a fraction of the run, so that it has no values before `fit`, or
+        `schedules.resolved`, has said how long that is.
     """
 
     def __init__(
@@ -33,8 +39,11 @@ class Schedule(Value):
         function: Callable[[jax.Array], Any],
         steps: int | None = None,
         boundaries: Iterable[int] = (),
+        *,
+        waits: bool = False,
     ):
         self.function = function
+        self.waits = waits
         self.steps = steps
         self.boundaries: tuple[int, ...] = tuple(boundaries)
 
@@ -52,19 +61,77 @@ class Schedule(Value):
           A float32 array of the step's shape.
 
         Raises:
-          ConfigError: if `step` is no integer: a float cannot count past 2^24.
+          ConfigError: if `step` is no integer: a float cannot count past 2^24; or if the schedule waits for the length
+            of the run.
         """
         count = as_count(step)
+        if self.waits:
+            if _BEFORE_THE_RUN.get():
+                return jnp.zeros(count.shape, jnp.float32)
+            raise ConfigError(
+                f"`{self!r}` has lengths that are fractions of the run, which `fit` knows and a step by itself does "
+                f"not: give numbers of updates, or make them so, `Task(loss_fn, schedules.resolved(tx, updates))`"
+            )
         return jnp.broadcast_to(to_float(self.function(count)), count.shape)
 
 
 jax.tree_util.register_static(Schedule)
 
 
-schedule = factory(Schedule)
+_BEFORE_THE_RUN = contextvars.ContextVar("before the run", default=False)
 
 
-"""Decorator: a function that returns `function` or `(function, steps, boundaries)` makes Schedules."""
+@contextlib.contextmanager
+def before_the_run() -> Iterator[None]:
+    """In here a schedule that waits for the length of the run is 0, and not refused: a state is being made."""
+    token = _BEFORE_THE_RUN.set(True)
+    try:
+        yield
+    finally:
+        _BEFORE_THE_RUN.reset(token)
+
+
+LENGTHS = ("steps", "start_at")
+"""The arguments of a schedule that may be a fraction of the run, a float in (0, 1]."""
+
+
+def fraction(value: Any) -> bool:
+    """Whether a length is a fraction of the run."""
+    return isinstance(value, float) and 0 < value <= 1
+
+
+P = ParamSpec("P")
+
+
+def schedule(function: Callable[P, Any]) -> Callable[P, Schedule]:
+    """Decorator: a function that returns `function` or `(function, steps, boundaries)` makes Schedules.
+
+    Where an argument is a fraction of the run, or a schedule that has such, what is made waits.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def body(*args: P.args, **kwargs: P.kwargs) -> Any:
+        arguments = signature.bind(*args, **kwargs).arguments
+        if not _has_fractions(arguments):
+            return function(*args, **kwargs)
+        return Schedule(lambda step: step, waits=True)
+
+    return factory(Schedule)(body)
+
+
+def _has_fractions(arguments: Mapping[str, Any]) -> bool:
+    def waiting(x: Any) -> bool:
+        return isinstance(x, Schedule) and x.waits
+
+    parts = arguments.get("parts")
+    parts = parts if isinstance(parts, list | tuple) else ()
+    pairs = [pair for pair in parts if isinstance(pair, tuple | list) and len(pair) == 2]
+    return (
+        any(waiting(x) for x in arguments.values())
+        or any(fraction(arguments.get(name)) for name in LENGTHS)
+        or any(waiting(s) or fraction(n) for s, n in pairs)
+    )
 
 
 @schedule

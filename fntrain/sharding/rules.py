@@ -1,7 +1,7 @@
 """Rules: which axis of a mesh each array is split over."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import numpy as np
@@ -16,6 +16,13 @@ Rules: TypeAlias = Sequence[tuple[str, PartitionSpec]] | Callable[[str, Any, Mes
 
 
 """`[(regex, PartitionSpec), …]`, first match wins, or a function of path, array and mesh."""
+
+
+class Large:
+    """Base of a state tuple whose fields in `large` hold arrays of shapes of their own that may outgrow parameters."""
+
+    __slots__ = ()
+    large: ClassVar[tuple[str, ...]] = ()
 
 
 def fsdp(axis: str = "data", min_size: int = 2**18) -> Callable[[str, Any, Mesh], PartitionSpec]:
@@ -124,7 +131,8 @@ def state_shardings(
     """A sharding for every leaf of a train state.
 
     Parameters follow the rules. A leaf elsewhere whose path ends with a parameter's path and which has its shape
-    (a moment, an accumulator) is split like it; all others are replicated.
+    (a moment, an accumulator) is split like it. What a state says is large (`Large`) is split by rules that are a
+    function of the array, as `fsdp()`; all others are replicated.
     """
     params = params_of(state)
     by_path = dict(
@@ -137,8 +145,17 @@ def state_shardings(
             like = by_path.get("/".join(parts[i:]))
             if like is not None and like[0].shape == x.shape:
                 return NamedSharding(mesh, _trimmed(like[1]))
+        if path in large and callable(rules):
+            return NamedSharding(mesh, _trimmed(rules(path, x, mesh)))
         return NamedSharding(mesh, PartitionSpec())
 
+    large = {
+        f"{at}/{name}/{path}".strip("/")
+        for at, node in tree.named_nodes(state)
+        if isinstance(node, Large)
+        for name in node.large
+        for path in tree.paths(getattr(node, name))
+    }
     return tree.map_with_path(one, state)
 
 

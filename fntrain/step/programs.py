@@ -16,7 +16,7 @@ from .. import precision, tree
 from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import Batch, PyTree
-from ..sharding import manual
+from ..sharding import manual, stacks
 from ..sharding.place import Layout, layout_of, pinned
 from ..transforms import loss_scale, types as transforms
 from . import gradients, replaced, reports
@@ -195,7 +195,8 @@ def _train_step(
 ):
     key = jax.random.wrap_key_data(bits, impl=impl)
     state = TrainState(step, updates, params, opt_state, model_state, key)
-    state, new = one_step(task, state, batch, weight)
+    with stacks.context(layout):
+        state, new = one_step(task, state, batch, weight)
     *parts, step = pinned((*_donated(state), state.step), layout)
     return *parts, _joined(task, metrics, new), step
 
@@ -232,7 +233,8 @@ def _train_steps(
     def body(carry, x):
         parts, metrics = carry
         *parts, step = parts
-        state, new = one_step(task, TrainState(step, *parts, key=key), *x)
+        with stacks.context(layout):
+            state, new = one_step(task, TrainState(step, *parts, key=key), *x)
         metrics = reports.merge(task, metrics, new)
         parts = pinned((*_donated(state), state.step), layout)
         return (parts, metrics), _due_values(task, state.step, metrics, log_every) if log_every else None

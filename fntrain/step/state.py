@@ -18,6 +18,7 @@ from .._core.check import did_you_mean, function, is_concrete, is_function, said
 from .._core.errors import ArgumentError, ConfigError, ConsumedStateError
 from .._core.sizes import bytes_text
 from .._core.typing import Params, PyTree
+from ..schedules.types import before_the_run
 from ..sharding import rules as sharding
 from ..transforms.types import Carrier, recorded
 from .modules import check_no_module
@@ -284,7 +285,8 @@ def _build(
         made, model_state = jax.tree.map(_as_array, (made, model_state))
     made = precision.cast(made, task.policy.params)  # type: ignore[union-attr]
     trained, _ = _check_trained(made)
-    opt_state = task.transform.init(trained)
+    with before_the_run():
+        opt_state = task.transform.init(trained)
     check_recorded(task, recorded(opt_state))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),

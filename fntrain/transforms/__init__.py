@@ -22,6 +22,7 @@ from .chain import chain as chain
 from .clip import (
     ClipByNormState as ClipByNormState,
     RecordNormsState as RecordNormsState,
+    clip_by_agc as clip_by_agc,
     clip_by_leaf_norm as clip_by_leaf_norm,
     clip_by_norm as clip_by_norm,
     clip_by_value as clip_by_value,
@@ -32,6 +33,7 @@ from .decay import (
     add_weight_decay as add_weight_decay,
     scale_by_learning_rate as scale_by_learning_rate,
 )
+from .graft import cautious as cautious, keep_norm as keep_norm
 from .guard import (
     SkipNonfiniteState as SkipNonfiniteState,
     SkipSpikesState as SkipSpikesState,
@@ -51,6 +53,14 @@ from .loss_scale import (
     loss_scale as loss_scale,
 )
 from .momentum import MomentumState as MomentumState, momentum as momentum, nesterov as nesterov
+from .muon import (
+    COEFFICIENTS as COEFFICIENTS,
+    SCALINGS as SCALINGS,
+    ScaleByMuonState as ScaleByMuonState,
+    orthogonalize as orthogonalize,
+    scale_by_muon as scale_by_muon,
+)
+from .perturb import NoiseState as NoiseState, centralize as centralize, noise as noise
 from .plateau import (
     Controller as Controller,
     PlateauState as PlateauState,
@@ -61,10 +71,13 @@ from .plateau import (
     reduce_on_plateau as reduce_on_plateau,
     stop_on_plateau as stop_on_plateau,
 )
+from .quantize import QuantizedState as QuantizedState, quantize_state as quantize_state
 from .select import by_path as by_path, freeze as freeze
+from .soap import ScaleBySoapState as ScaleBySoapState, scale_by_soap as scale_by_soap
 from .types import (
     Averaging as Averaging,
     Guard as Guard,
+    Moments as Moments,
     Recording as Recording,
     Transform as Transform,
     Window as Window,
@@ -73,6 +86,8 @@ from .types import (
 )
 
 __all__ = [
+    "COEFFICIENTS",
+    "SCALINGS",
     "Averaging",
     "ClipByNormState",
     "Controller",
@@ -81,17 +96,22 @@ __all__ = [
     "Guard",
     "HyperparamsState",
     "LookaheadState",
+    "Moments",
     "MomentumState",
     "MultiSteps",
     "MultiStepsState",
+    "NoiseState",
     "PlateauState",
+    "QuantizedState",
     "RecordNormsState",
     "Recording",
     "ReduceOnPlateauState",
     "ScaleByAdamState",
     "ScaleByLearningRateState",
     "ScaleByLionState",
+    "ScaleByMuonState",
     "ScaleByRmsState",
+    "ScaleBySoapState",
     "SkipNonfiniteState",
     "SkipSpikesState",
     "StopOnPlateauState",
@@ -100,7 +120,10 @@ __all__ = [
     "add_weight_decay",
     "averaged",
     "by_path",
+    "cautious",
+    "centralize",
     "chain",
+    "clip_by_agc",
     "clip_by_leaf_norm",
     "clip_by_norm",
     "clip_by_value",
@@ -109,11 +132,15 @@ __all__ = [
     "ema",
     "freeze",
     "hyperparams",
+    "keep_norm",
     "lookahead",
     "loss_scale",
     "momentum",
     "nesterov",
+    "noise",
+    "orthogonalize",
     "plateau",
+    "quantize_state",
     "record_norms",
     "recorded",
     "reduce_on_plateau",
@@ -121,7 +148,9 @@ __all__ = [
     "scale_by_adam",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_muon",
     "scale_by_rms",
+    "scale_by_soap",
     "set_hyperparams",
     "set_multiplier",
     "skip_nonfinite",

@@ -22,7 +22,7 @@ from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from .._core.value import Value
-from .types import Averaging, Transform, Window, nodes
+from .types import Averaging, Moments, Transform, Window, nodes
 
 # Functions that `train_step` offers, under the names that optax's transforms have for them.
 _FUNCTIONS = {
@@ -122,6 +122,7 @@ class AveragedState(Averaging, _Average):
     def evaluation_params(self, params: Params) -> Params:
         """Optax's own reading of it."""
         state = nodes(self.inner_state, optax.contrib.ScheduleFreeState)[0]
+        params = jax.tree.map(tree.wide, params)  # as what it keeps may be, whatever is trained
         if jax.tree.structure(state.z) != jax.tree.structure(params):
             params = _dense(params)
             return _spread(optax.contrib.schedule_free_eval_params(state, params), params)
@@ -284,6 +285,27 @@ def _value_of(function: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any], Any
 
 
 # What is read off foreign transforms and their states.
+
+_MOMENTS: dict[type, tuple[str, ...]] = {
+    optax.EmaState: ("ema",),
+    optax.ScaleByAdamState: ("mu", "nu"),
+    optax.ScaleByAmsgradState: ("mu", "nu", "nu_max"),
+    optax.ScaleByBeliefState: ("mu", "nu"),
+    optax.ScaleByLionState: ("mu",),
+    optax.ScaleByRmsState: ("nu",),
+    optax.ScaleByRStdDevState: ("mu", "nu"),
+    optax.TraceState: ("trace",),
+    optax.contrib.MuonState: ("mu",),
+    optax.contrib.ProdigyState: ("exp_avg", "exp_avg_sq"),
+    optax.contrib.ScaleByAdemamixState: ("m1", "m2", "nu"),
+    optax.contrib.SophiaState: ("mu",),
+}
+
+
+def moments(node: Any) -> tuple[str, ...]:
+    """The fields of a state, ours or optax's, that are running means; none for any other node."""
+    return node.moments if isinstance(node, Moments) else _MOMENTS.get(type(node), ())
+
 
 _HOLDING: tuple[type, ...] = (optax.MultiStepsState, optax.ApplyIfFiniteState, optax.ApplyEvery)
 

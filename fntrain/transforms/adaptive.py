@@ -1,6 +1,6 @@
 """Adaptive preconditioners: Adam, RMSprop, Lion."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,10 @@ from .._core import check
 from .._core.typing import PyTree, ScheduleLike
 from .folding import decay_at, is_plain, power_seen
 from .scheduled import scheduled
-from .types import Transform, at_step, increment, like, transform
+from .types import Moments, Transform, at_step, increment, like, transform
 
 
-class ScaleByAdamState(NamedTuple):
-    """The two moments, in float32 at least, and how many updates made them."""
-
+class _ScaleByAdam(NamedTuple):
     count: jax.Array  # int32, shape ()
     mu: PyTree  # float32 at least, the parameters' shapes
     nu: PyTree  # float32 at least, the parameters' shapes
@@ -106,9 +104,7 @@ def scale_by_adam(b1: ScheduleLike = 0.9, b2: ScheduleLike = 0.999, eps: Schedul
     return Transform(init_fn, update_fn, rescales=True, descends=False)
 
 
-class ScaleByRmsState(NamedTuple):
-    """The running moments, in float32 at least."""
-
+class _ScaleByRms(NamedTuple):
     count: jax.Array  # int32, shape ()
     nu: PyTree  # float32 at least: the mean square, or, centered, the variance
     mu: PyTree  # float32 at least: the mean, where centered; else ()
@@ -193,9 +189,7 @@ def scale_by_rms(
     return Transform(init_fn, update_fn, rescales=True, descends=False)
 
 
-class ScaleByLionState(NamedTuple):
-    """The momentum, in float32 at least."""
-
+class _ScaleByLion(NamedTuple):
     count: jax.Array  # int32, shape ()
     mu: PyTree  # float32 at least, the parameters' shapes
     scheduled: Any = ()  # as in Adam's
@@ -247,3 +241,21 @@ def scale_by_lion(b1: ScheduleLike = 0.9, b2: ScheduleLike = 0.99):
         return new, ScaleByLionState(increment(state.count), mu, values(state.count))
 
     return Transform(init_fn, update_fn, rescales=True, descends=False)
+
+
+class ScaleByAdamState(Moments, _ScaleByAdam):
+    """The two moments, in float32 at least, and how many updates made them."""
+
+    moments: ClassVar[tuple[str, ...]] = ("mu", "nu")
+
+
+class ScaleByRmsState(Moments, _ScaleByRms):
+    """The running moments, in float32 at least."""
+
+    moments: ClassVar[tuple[str, ...]] = ("nu", "mu")
+
+
+class ScaleByLionState(Moments, _ScaleByLion):
+    """The momentum, in float32 at least."""
+
+    moments: ClassVar[tuple[str, ...]] = ("mu",)

@@ -18,6 +18,7 @@ from .types import (
     Averaging,
     Carrier,
     Transform,
+    at_step,
     holds_gradients,
     increment,
     like,
@@ -43,7 +44,7 @@ class EmaState(Averaging, _Ema):
 
 
 @transform
-def ema(decay: ScheduleLike, debias: bool = False):
+def ema(decay: ScheduleLike, debias: bool = False, warmup: float = 0.0):
     r"""Keep an exponential moving average of the parameters, for evaluation.
 
     .. math::
@@ -54,17 +55,20 @@ def ema(decay: ScheduleLike, debias: bool = False):
     behind the learning rate, and inside what holds steps back: `MultiSteps(chain(tx, ema(0.999)), k)`,
     `skip_nonfinite(chain(tx, ema(0.999)))`. The average starts at the initial parameters, which
     after :math:`t` updates still have the weight :math:`\beta^t`: over few updates it is mostly they. Debiased, only
-    what was trained is averaged, whatever the number of updates. Read it with `averaged`.
+    what was trained is averaged, whatever the number of updates. With a warm-up w the decay is
+    :math:`\min(\beta, (1 + t) / (w + t))` at update t, so that the average is at first over few updates, and the last
+    ones: an average of a short run is not one of its beginning. Read it with `averaged`.
 
     Args:
-      decay: β, in [0, 1), or a schedule of it over updates (`lambda t: jnp.minimum(0.999, (1 + t) / (10 + t))`).
+      decay: β, in [0, 1), or a schedule of it over updates.
       debias: leave the initial parameters out of the average, as soon as there is an update.
+      warmup: w, 0 for none, else >= 1; 10 is usual.
 
     Returns:
       A Transform; its `update` needs `params`. The average is float32 at least, whatever the parameters' dtype.
 
     Raises:
-      ConfigError: if β is out of range, or `update` gets no `params`.
+      ConfigError: if β or w is out of range, or `update` gets no `params`.
 
     Examples:
       >>> import fntrain as ft, jax.numpy as jnp
@@ -83,6 +87,9 @@ def ema(decay: ScheduleLike, debias: bool = False):
       Polyak, Juditsky, *Acceleration of stochastic approximation by averaging*, 1992.
     """
     check.number_or_schedule("decay", decay, at_least=0, below=1)
+    if warmup != 0:
+        check.number("warmup", warmup, at_least=1)
+        decay = _warmed(decay, warmup)
 
     def init_fn(params):
         count = jnp.zeros((), jnp.int32)
@@ -111,6 +118,18 @@ def ema(decay: ScheduleLike, debias: bool = False):
         return updates, EmaState(increment(state.count), average, values, weight)
 
     return Transform(init_fn, update_fn, rescales=False, descends=False, observes=True)
+
+
+def _warmed(decay: ScheduleLike, warmup: float) -> ScheduleLike:
+    """A decay that is small at first, when there is little to average."""
+
+    def schedule(count: jax.Array) -> jax.Array:
+        t = count.astype(jnp.float32)
+        return jnp.minimum(
+            jnp.asarray(at_step(decay, count), jnp.float32), (1 + t) / (jnp.float32(warmup) + t)
+        )
+
+    return schedule
 
 
 def averaged(state: Any, like: Params | None = None) -> Params:

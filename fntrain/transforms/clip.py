@@ -1,4 +1,4 @@
-"""Clipping: by the global norm, by the norm of each leaf, by value; and the norm alone."""
+"""Clipping: by the global norm, by that of each leaf, by value, by the weights' own size; and the norm alone."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from .. import tree
 from .._core import check
+from .._core.errors import ConfigError
 from .._core.typing import ScheduleLike
 from .scheduled import counted_init, counted_update
 from .types import Recording, Transform, like, transform
@@ -215,6 +216,70 @@ def _leaf_norms(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jnp.sqrt(jnp.where(plain, totals, sums))
 
     return jax.lax.cond(jnp.all(plain), jnp.sqrt, scaled, totals), scales
+
+
+@transform
+def clip_by_agc(clipping: ScheduleLike = 0.01, eps: float = 1e-3):
+    r"""Clip the gradient of each unit to a part of the norm of that unit's weights.
+
+    .. math:: u_j = g_j \cdot \min\left(1,
+              \frac{\lambda \max(\lVert p_j \rVert_2, \epsilon)}{\lVert g_j \rVert_2}\right)
+
+    A unit is what the last axes give out: a column of a matrix, a place in the last two axes of a leaf of three
+    (`[width, heads, size]`), a channel of a convolution; all of a leaf of fewer than two axes. What is not finite stays
+    so, visibly. Keep it off the last layer: `by_path({"head": tx, ".*": chain(clip_by_agc(), tx)})`.
+
+    Args:
+      clipping: λ, > 0, or a schedule of it over optimizer updates.
+      eps: ε, > 0: the least norm of weights, so that zeros may move.
+
+    Returns:
+      A Transform whose updates keep their shapes and dtypes; its `update` needs `params`. Norms are float32 at least.
+
+    Raises:
+      ConfigError: if an argument is out of range, or `update` gets no `params`.
+
+    Examples:
+      >>> import fntrain as ft, jax.numpy as jnp
+      >>> tx = ft.transforms.clip_by_agc(0.5)
+      >>> p = jnp.array([[3.0, 0.3], [4.0, 0.4]])
+      >>> tx.update(jnp.array([[1.0, 3.0], [0.0, 4.0]]), tx.init(p), p)[0].tolist()
+      [[1.0, 0.15000000596046448], [0.0, 0.20000000298023224]]
+
+    References:
+      Brock et al., *High-performance large-scale image recognition without normalization*, 2021.
+    """
+    check.number_or_schedule("clipping", clipping, above=0)
+    check.number("eps", eps, above=0)
+
+    def init_fn(params):
+        del params
+        return counted_init(clipping=clipping)
+
+    def update_fn(updates, state, params=None, **extra):
+        del extra
+        if params is None:
+            raise ConfigError("`params` is needed by clip_by_agc: call `tx.update(grads, state, params)`")
+        now, state = counted_update(state, clipping=clipping)
+
+        def clip(g, p):
+            wide = tree.wide(g)
+            least = like(eps, wide)
+            limit = like(now["clipping"], wide) * jnp.maximum(_unit_norms(like(p, wide)), least)
+            norm = _unit_norms(wide)
+            return like(wide * jnp.where(norm > limit, limit / norm, jnp.ones((), wide.dtype)), g)
+
+        return jax.tree.map(clip, updates, params), state
+
+    return Transform(init_fn, update_fn, rescales=False, descends=False)
+
+
+def _unit_norms(x: jax.Array) -> jax.Array:
+    """The norm of each unit of a leaf, with axes of one in place of those it is over; NaN if it is not finite."""
+    axes = None if x.ndim < 2 else 0 if x.ndim == 3 else tuple(range(x.ndim - 1))
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
+    scaled = x / jnp.where(largest > 0, largest, jnp.ones((), x.dtype))  # no square overflows, or underflows
+    return largest * jnp.sqrt(jnp.sum(jnp.square(scaled), axis=axes, keepdims=True))
 
 
 class _RecordNorms(NamedTuple):

@@ -1,6 +1,6 @@
 """Momentum: the heavy ball and Nesterov's form of it."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,10 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import PyTree, ScheduleLike
 from .scheduled import scheduled
-from .types import Transform, at_step, increment, is_zero, like, transform
+from .types import Moments, Transform, at_step, increment, is_zero, like, transform
 
 
-class MomentumState(NamedTuple):
-    """The velocity, in float32 at least, and how many updates made it."""
-
+class _Momentum(NamedTuple):
     count: jax.Array  # int32, shape ()
     velocity: PyTree  # float32 at least, the parameters' shapes
     scheduled: Any = ()  # the values of the last update, where there are schedules
@@ -115,3 +113,9 @@ def nesterov(decay: ScheduleLike):
       Nesterov 1983, in the form of Sutskever et al. 2013.
     """
     return momentum(decay, nesterov=True)
+
+
+class MomentumState(Moments, _Momentum):
+    """The velocity, in float32 at least, and how many updates made it."""
+
+    moments: ClassVar[tuple[str, ...]] = ("velocity",)

@@ -1,7 +1,7 @@
 """Different transforms for different leaves, chosen by regex over the leaf paths."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,8 +56,17 @@ def by_path(groups: Mapping[str, optax.GradientTransformation]) -> Any:
     stages = {pattern: adapt(tx, f"groups[{pattern!r}]") for pattern, tx in groups.items()}
     for pattern in stages:
         tree.compiled(pattern, "groups")
+    return side_by_side(stages, first_of(stages), partial(_check_groups, list(stages)))
 
-    own = _Groups(stages)
+
+def side_by_side(
+    stages: dict[str, Transform], choose: "Choice", looked_at: Callable[[PyTree], None] = lambda params: None
+) -> Transform:
+    """Transforms that have a part of the leaves each: those for which `choose(path, leaf)` is their place.
+
+    `looked_at` refuses parameters that do not fit.
+    """
+    own = _Groups(stages, choose, looked_at)
     inner = list(stages.values())
     return Transform(
         own.init,
@@ -77,15 +86,20 @@ class _Groups:
     """The functions behind one `by_path`."""
 
     stages: dict[str, Transform]
+    choose: "Choice"
+    looked_at: Callable[[PyTree], None]
+
+    def _parts(self, x: PyTree) -> list[PyTree]:
+        return divided(self.choose, len(self.stages), x)
 
     def init(self, params: PyTree) -> Any:
-        _check_groups(list(self.stages), params)
-        own = parts(self.stages, params)
+        self.looked_at(params)
+        own = self._parts(params)
         return kept({p: tx.init(part) for (p, tx), part in zip(self.stages.items(), own)})
 
     def _members(self, updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> Iterator[Any]:
         check_stages(state, self.stages)
-        own = zip(self.stages.items(), parts(self.stages, updates), parts(self.stages, params))
+        own = zip(self.stages.items(), self._parts(updates), self._parts(params))
         for (pattern, tx), u, p in own:
             yield pattern, tx, u, self._state_of(state, pattern), p, _seen_from(p, params, extra)
 
@@ -127,7 +141,7 @@ class _Groups:
         return jnp.any(jnp.stack(found))
 
     def seen(self, pattern: str, params: PyTree) -> PyTree:
-        return dict(zip(self.stages, parts(self.stages, params)))[pattern]
+        return dict(zip(self.stages, self._parts(params)))[pattern]
 
     def _state_of(self, state: Any, pattern: str) -> Any:
         return state.get(pattern, optax.EmptyState())
@@ -213,15 +227,27 @@ def freeze(tx: optax.GradientTransformation, regex: str | Sequence[str]) -> Any:
 
 def parts(patterns: Iterable[str], x: PyTree) -> list[PyTree]:
     """`x` once for each pattern, with None for the leaves whose first match is another one."""
-    searches = [tree.compiled(pattern, "groups").search for pattern in patterns]
+    patterns = list(patterns)
+    return divided(first_of(patterns), len(patterns), x)
 
-    def group(path: str) -> int | None:
-        return next((i for i, search in enumerate(searches) if search(path)), None)
+
+Choice = Callable[[str, Any], int | None]
+"""`(path, leaf) -> the place of the one that has it`; None if nobody has."""
+
+
+def first_of(patterns: Iterable[str]) -> Choice:
+    """The place of the first pattern that is found in the path."""
+    searches = [tree.compiled(pattern, "groups").search for pattern in patterns]
+    return lambda path, leaf: next((i for i, search in enumerate(searches) if search(path)), None)
+
+
+def divided(choose: Choice, n: int, x: PyTree) -> list[PyTree]:
+    """`x` n times, with None for the leaves that are another's."""
 
     def part(i: int) -> PyTree:
-        return tree.map_with_path(lambda path, leaf: leaf if group(path) == i else None, x)
+        return tree.map_with_path(lambda path, leaf: leaf if choose(path, leaf) == i else None, x)
 
-    return [part(i) for i in range(len(searches))]
+    return [part(i) for i in range(n)]
 
 
 def split_frozen(patterns: Sequence[str], x: PyTree) -> tuple[PyTree, PyTree]:

@@ -5,7 +5,7 @@ A transform is optax's pair `(init, update)`: gradients in, updates out. Ours ad
 to the parameters itself saves memory traffic, `flush`, if it holds gradients back, and the stages it is made of.
 
 What the toolkit reads from a state it declares here, as a base class of the state's tuple: `Recording`, `Guard`,
-`Window`, `Averaging`. The name of a field alone never has a meaning.
+`Window`, `Averaging`, `Moments`. The name of a field alone never has a meaning.
 """
 
 import html
@@ -86,6 +86,16 @@ class Averaging:
     def evaluation_params(self, params: Params) -> Params:
         """Where to evaluate, float32 at least; None for leaves that are evaluated as they are."""
         raise NotImplementedError
+
+
+class Moments:
+    """Base of a state tuple whose fields in `moments` are running means of gradients or of their squares.
+
+    They bear being rounded, as an average of parameters does not: `quantize_state` keeps them in fewer bits.
+    """
+
+    __slots__ = ()
+    moments: ClassVar[tuple[str, ...]] = ()
 
 
 class Carrier:

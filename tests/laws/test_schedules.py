@@ -27,6 +27,9 @@ SCHEDULES = {
     "one_cycle": lambda: ft.schedules.one_cycle(0.1, 100),
     "sgdr": lambda: ft.schedules.sgdr(0.1, 10, 2),
     "cooldown": lambda: ft.schedules.cooldown(ft.schedules.cosine(0.1, 90, end=0.05), 10),
+    "cooldown sqrt": lambda: ft.schedules.cooldown(0.1, 10, 0.01, start_at=30, shape="sqrt"),
+    "cooldown cosine": lambda: ft.schedules.cooldown(0.1, 10, 0.01, start_at=30, shape="cosine"),
+    "wsd": lambda: ft.schedules.wsd(0.1, 100, warmup=10, cooldown=0.3),
     "scale": lambda: ft.schedules.scale(ft.schedules.cosine(0.1, 100), 0.5),
     "offset": lambda: ft.schedules.offset(ft.schedules.cosine(0.1, 90), 10),
     "offset into its middle": lambda: ft.schedules.offset(

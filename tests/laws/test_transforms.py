@@ -45,6 +45,24 @@ TRANSFORMS = {
     "scale_by_rms": lambda: ft.scale_by_rms(),
     "scale_by_lion": lambda: ft.scale_by_lion(),
     "adafactor": lambda: ft.optimizers.adafactor(1e-3, min_dim_size_to_factor=2),
+    "orthogonalize": lambda: ft.by_path(
+        {"kernel": ft.transforms.orthogonalize(), ".*": ft.clip_by_norm(1.0)}
+    ),
+    "scale_by_muon": lambda: ft.by_path(
+        {"kernel": ft.transforms.scale_by_muon(), ".*": ft.clip_by_norm(1.0)}
+    ),
+    "muon": lambda: ft.optimizers.muon(0.1, weight_decay=1e-2),
+    "scale_by_soap": lambda: ft.transforms.scale_by_soap(),
+    "soap": lambda: ft.optimizers.soap(1e-3, precondition_frequency=2, one_sided=True),
+    "from_optax": lambda: ft.optimizers.get("optax:ademamix", lr=1e-3),
+    "cautious": lambda: ft.transforms.cautious(ft.optimizers.sgd(0.1, momentum=0.9)),
+    "keep_norm": lambda: ft.transforms.keep_norm(ft.scale_by_adam()),
+    "clip_by_agc": lambda: ft.transforms.clip_by_agc(0.5),
+    "clip_by_agc scheduled": lambda: ft.transforms.clip_by_agc(ft.schedules.linear(2.0, 1.0, 10)),
+    "centralize": lambda: ft.transforms.centralize(),
+    "noise": lambda: ft.transforms.noise(ft.schedules.linear(2.0, 1.0, 10)),
+    "ema warmed up": lambda: ft.chain(ft.optimizers.sgd(0.1), ft.ema(0.9, debias=True, warmup=10)),
+    "quantize_state": lambda: ft.transforms.quantize_state(ft.optimizers.adamw(1e-3), min_size=0),
     "skip_nonfinite": lambda: ft.skip_nonfinite(ft.optimizers.adamw(1e-3)),
     "skip_nonfinite around MultiSteps": lambda: ft.skip_nonfinite(ft.MultiSteps(ft.optimizers.sgd(0.1), 2)),
     "skip_spikes": lambda: ft.skip_spikes(ft.optimizers.adamw(1e-3), 10.0, 4),

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from fntrain import ConfigError, optimizers, schedules
-from fntrain.transforms import chain, clip_by_norm
+from fntrain.transforms import ScaleByLearningRateState, chain, clip_by_norm
+from fntrain.transforms.types import nodes
 
 STEPS = 30
 RNG = np.random.default_rng(0)
@@ -363,4 +364,6 @@ def test_state_keeps_its_types_for_100_updates(name):
 
     (p, after), _ = jax.lax.scan(body, (p, state), None, length=100)
     assert all(bool(jnp.all(jnp.isfinite(x.astype(jnp.float32)))) for x in jax.tree.leaves((p, after)))
-    assert int(jax.tree.leaves(after["scale_by_learning_rate"].count)[0]) == 100
+    rates = nodes(after, ScaleByLearningRateState)
+    assert rates
+    assert {int(rate.count) for rate in rates} == {100}
