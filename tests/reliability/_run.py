@@ -155,14 +155,16 @@ def train(directory, result=None, mark=None, pause=0.0, kind="arrays", **more):
         raise SystemExit(130)
 
 
-def lock(directory, result, **more):
-    """What `train` does, timed until it starts or is refused."""
+def lock(directory, result, other=None, **more):
+    """What `train` does, timed until it starts or is refused; whoever starts goes on when the other has answered."""
     build()  # the backend is up
     start = time.monotonic()
 
     class Began(Steps):
         def on_fit_begin(self, ctx):
             Path(result).write_text(json.dumps({"began": time.monotonic() - start}))
+            while other and not Path(other).exists():  # or it may have ended before the other has started
+                time.sleep(0.005)
 
     try:
         fit(directory, callbacks=[Began(pause=0.01)], resume=True, **more)

@@ -39,8 +39,8 @@ def test_r6_two_runs_in_one_directory(pairs, servers, tmp_path, record):
     for i in range(pairs):
         directory = tmp_path / str(i)
         files = [tmp_path / f"{i} {k}" for k in (0, 1)]
-        for server, file in zip((first, second), files):
-            server.start("lock", directory=directory, result=file)
+        for server, file, other in zip((first, second), files, reversed(files)):
+            server.start("lock", directory=directory, result=file, other=other)
         codes = [server.wait() for server in (first, second)]
         assert codes == [0, 0], first.log.read_text()[-1500:] + second.log.read_text()[-1500:]
         said = [json.loads(file.read_text()) for file in files]
