@@ -212,6 +212,9 @@ def test_weight_decay_of_sgd_is_l2_and_of_adamw_is_decoupled():
     decoupled = optimizers.adamw(1.0, weight_decay=0.1)
     u, _ = decoupled.update(g, decoupled.init(p), p)
     np.testing.assert_allclose(u, -(1.0 + 0.1), rtol=1e-4)  # not divided by Adam's root
+    plain = optimizers.sgd(0.5, weight_decay=0.1)  # without momentum the two are one, but for the rate
+    after, _, _ = plain.apply(g, plain.init(p), p)
+    np.testing.assert_allclose(after, (1 - 0.5 * 0.1) * p - 0.5 * g, rtol=1e-6)
 
 
 def test_defaults():
