@@ -3,13 +3,14 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax.numpy as jnp
 import numpy as np
 
 from .. import losses, metrics as metrics_lib, optimizers, schedules, tree
 from .._core import check
+from .._core.arguments import checked
 from .._core.errors import ConfigError
 from .._core.value import factory
 from ..losses.names import ALIASES as LOSS_NAMES
@@ -20,6 +21,8 @@ from ..step.modules import door
 from ..step.task import Task
 from ..transforms import MultiSteps, add_weight_decay, chain, clip_by_norm, clip_by_value
 from .model import Model
+
+P = ParamSpec("P")
 
 ALIASES = {
     "accumulation_steps": "accumulate_gradients",
@@ -50,6 +53,25 @@ _OF_CLASSES = (
 )
 
 
+def _each_under_one_name(function: Callable[P, Task]) -> Callable[P, Task]:
+    """The function, with the spellings of ALIASES too: two of one option are refused, whatever their values."""
+    fitting = checked(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Task:
+        spelled: dict[str, str] = {}
+        for spelling in kwargs:
+            name = ALIASES.get(spelling, spelling)
+            if name in spelled:
+                one, other = sorted((spelled[name], spelling), key=lambda word: word == name)
+                raise ConfigError(f"`{one}` and `{other}` are the same option; give one of them")
+            spelled[name] = spelling
+        return fitting(*args, **{name: kwargs[spelling] for name, spelling in spelled.items()})  # type: ignore[arg-type]
+
+    return call
+
+
+@_each_under_one_name
 def supervised(
     model: Any,
     loss: str | Callable[..., Any] = "cross_entropy",
@@ -122,20 +144,7 @@ def supervised(
       (4, 3)
     """
     given = {name: value for name, value in locals().items() if name not in ("model", "options")}
-    defaults = {p.name: p.default for p in inspect.signature(supervised).parameters.values()}
-    for spelling in list(options):
-        name = ALIASES.get(spelling)
-        if name is None:
-            continue
-        if not _is_default(given[name], defaults[name]):
-            raise ConfigError(f"`{spelling}` and `{name}` are the same option; give one of them")
-        given[name] = options.pop(spelling)
-        defaults[name] = object()  # a second alias is a second spelling
     return _supervised(model, **given, **options)
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    return value is default or (isinstance(value, type(default)) and bool(np.all(value == default)))
 
 
 def _spelled_as_public(function: Callable[..., Any]) -> Callable[..., Any]:

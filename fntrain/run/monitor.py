@@ -10,6 +10,7 @@ import numpy as np
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.ranking import Direction
+from ..metrics.names import ALIASES
 from ..step.task import COLUMNS
 from .context import LoopContext, Mode
 
@@ -18,7 +19,7 @@ class Monitor:
     """A column of the epoch's logs that a callback watches.
 
     Args:
-      column: its name.
+      column: its name; a metric of the task may stand in it under another of `metrics.names.ALIASES`, as `"val_acc"`.
       mode: `"min"`, `"max"`, or `"auto"`, for which the metric that the column comes from says which.
       argument: what the column is called in a message.
 
@@ -31,6 +32,7 @@ class Monitor:
             raise ConfigError(f"`{argument}` must be the name of a logged column, got {column!r}")
         check.one_of("mode", mode, ("auto", "min", "max"))
         self.column: str = column
+        self._given = column
         self.mode: Mode = mode
         self._argument = argument
         self._direction: Direction | None = None
@@ -53,6 +55,7 @@ class Monitor:
         Raises:
           ConfigError: naming the columns that there are.
         """
+        self.column = self._given if ctx.columns and self._given in ctx.columns() else self._of_the_task(ctx)
         if required and ctx.columns is not None and self.column not in (known := ctx.columns()):
             raise self._missing(known)
         self._direction = ctx.direction(self.column, self.mode)
@@ -61,13 +64,27 @@ class Monitor:
         """The column's value in this epoch.
 
         Raises:
-          ConfigError: if there is none; the columns there are are listed.
+          ConfigError: if there is none, listing those there are; or if another has the name by which this one goes too.
         """
+        if self.column != self._given and self._given in ctx.logs:
+            raise ConfigError(
+                f"`{self._argument}={self._given!r}` was taken for {self.column!r}, and a callback logs a column of "
+                f"that name as well; give its column another name, or write {self.column!r}"
+            )
         value = ctx.logs.get(self.column)
         if not _is_number(value):
             known = [name for name, x in ctx.logs.items() if _is_number(x)]
             raise self._missing([name for name in known if name not in COLUMNS])
         return float(value)  # type: ignore[arg-type]
+
+    def _of_the_task(self, ctx: LoopContext) -> str:
+        """The column of the task's metric that goes by this name too, if there is one."""
+        for prefix in ("", *ctx.history.prefixes):
+            name = self._given.removeprefix(prefix)
+            same = [own for own in ctx.task.metrics if ALIASES.get(own, own) == ALIASES.get(name, name)]
+            if self._given.startswith(prefix) and len(same) == 1:
+                return prefix + same[0]
+        return self._given
 
     def watches(self) -> dict[str, Any]:
         """What it is, once a run has begun: what is remembered of one column says nothing of another."""

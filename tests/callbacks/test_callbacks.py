@@ -12,6 +12,7 @@ import pytest
 
 import fntrain as ft
 from fntrain.callbacks import (
+    Callback,
     CallbackList,
     CSVLogger,
     EarlyStopping,
@@ -19,6 +20,7 @@ from fntrain.callbacks import (
     JSONLogger,
     LearningRateScheduler,
     LoopContext,
+    MetricLogger,
     ModelCheckpoint,
     NaNGuard,
     ReduceLROnPlateau,
@@ -295,10 +297,17 @@ def test_the_short_name_is_a_module():
     assert {name: getattr(ft.callbacks, name) for name in shipped} == {n: getattr(long, n) for n in shipped}
 
 
-def test_a_callback_list_is_iterable_and_a_callback():
-    recorder = Recorder()
-    run(epochs=1, callbacks=CallbackList([CallbackList([recorder])]))
+def test_a_callback_list_is_iterable_and_a_callback(tmp_path):
+    recorder, stopping = Recorder(), EarlyStopping("loss", patience=9)
+    run(epochs=1, callbacks=CallbackList([CallbackList([recorder]), stopping]))
     assert len(recorder.events) == 7
+    kwargs = dict(run_dir=tmp_path, callbacks=CallbackList([CallbackList([stopping])]))
+    run(epochs=2, **kwargs)
+    best = stopping.best
+    again = EarlyStopping("loss", patience=9)
+    kwargs["callbacks"] = CallbackList([CallbackList([again])])
+    run(epochs=2, resume=True, **kwargs)  # which trains nothing more
+    assert again.best == best
 
 
 def test_a_callback_may_replace_the_state():
@@ -579,6 +588,12 @@ def test_a_scheduler_over_a_schedule_and_over_groups():
 
 
 def test_all_of_them_on_a_mesh_make_no_implicit_transfer_and_no_other_program(caplog, tmp_path):
+    class Ends(Callback):
+        rates = ()
+
+        def on_epoch_end(self, ctx):
+            self.rates = (*self.rates, ctx.logs["learning_rate"])
+
     mesh = ft.sharding.mesh(data=-1)
     task = ft.Task(loss_fn, ft.optimizers.adamw(0.125))
     state = ft.init_state(task, {"w": np.zeros(3, np.float32), "b": np.float32(0)}, mesh=mesh)
@@ -590,6 +605,10 @@ def test_all_of_them_on_a_mesh_make_no_implicit_transfer_and_no_other_program(ca
         NaNGuard(),
         GradientStats(),
         ResourceMonitor(),
+        MetricLogger(),
+        CSVLogger(tmp_path / "log.csv"),
+        JSONLogger(tmp_path / "log.jsonl"),
+        Ends(),
     ]
     kwargs = dict(log_every=2, run_dir=tmp_path / "run", callbacks=callbacks)
 
@@ -602,6 +621,9 @@ def test_all_of_them_on_a_mesh_make_no_implicit_transfer_and_no_other_program(ca
     assert result.history["learning_rate"] == [0.5, 0.25, 0.125]
     result, programs = compiled(caplog, lambda: run(task, state, epochs=5, resume=True, **kwargs))
     assert result.history["learning_rate"] == [0.5, 0.25, 0.125, 0.0625, 0.03125]
+    assert callbacks[-1].rates == (0.5, 0.25, 0.125, 0.0625, 0.03125)
+    assert callbacks[-4].history.rows() == result.history.rows()
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + 5  # appended to, under the one head
     again, more = compiled(caplog, lambda: run(task, result.state, epochs=1))
     assert programs + more == []
     assert again.state.params["w"].sharding == state.params["w"].sharding

@@ -104,6 +104,28 @@ def test_one_file_keeps_the_best(tmp_path):
         np.testing.assert_array_equal(file["w"], script.params[-1])
 
 
+@pytest.mark.parametrize("others", [[], [lambda logs: {"mine": 1.0}]], ids=["alone", "beside one that adds"])
+def test_a_metric_goes_by_its_other_names_too(others, tmp_path):
+    stopping = EarlyStopping(monitor="val_acc", patience=2)
+    saving = ModelCheckpoint(filepath=tmp_path / "best.npz", monitor="val_acc", mode="max")
+    scores = run([*others, stopping, saving]).history["val_accuracy"]
+    assert stopping.best == saving.best == max(scores) > scores[0]
+
+
+def test_a_column_of_a_name_is_that_column():
+    stopping = EarlyStopping("val_acc", patience=2, mode="max")
+    with pytest.raises(ft.ConfigError, match="was taken for 'val_accuracy', and a callback logs"):
+        run([lambda logs: {"val_acc": 1.0}, stopping])
+    # A task that has both; then, of the same instance, a run of one that has not.
+    both = ft.Task(loss_fn, TASK.tx, {"acc": ft.metrics.accuracy(), "accuracy": ft.metrics.accuracy(top_k=2)})
+    history = run([stopping], task=both).history
+    assert stopping.best == max(history["val_acc"]) < max(history["val_accuracy"])
+    scores = run([stopping]).history["val_accuracy"]
+    assert stopping.best == max(scores)
+    with pytest.raises(ft.ConfigError, match="'val_f1_scor'"):
+        run([EarlyStopping("val_f1_scor", mode="max"), NoStep()])
+
+
 MAKE = {
     "EarlyStopping": lambda path, *args, **kwargs: EarlyStopping(*args, **kwargs),
     "ReduceLROnPlateau": lambda path, *args, **kwargs: ReduceLROnPlateau(*args, **kwargs),

@@ -336,6 +336,10 @@ def test_a_batch_is_only_kept_for_who_wants_it():
 def test_resources_are_measured_or_absent(monkeypatch):
     monitor = ResourceMonitor()
     row = run(epochs=1, callbacks=[monitor]).history.rows()[0]
+    assert {"loss", "prediction", "learning_rate", "epoch_seconds"} <= set(row)
+    assert not [
+        name for name in row if name.startswith(("layer_", "gradient_norm"))
+    ]  # GradientStats is asked for
     assert row["epoch_seconds"] > 0
     np.testing.assert_allclose(row["step_time_ms"], 1e3 * row["epoch_seconds"] / 3)
     if sys.platform == "linux":

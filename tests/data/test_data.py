@@ -100,6 +100,27 @@ def test_seek_reads_nothing_and_batches_are_gathered_one_at_a_time(tmp_path):
     assert weight.sum() == 8
 
 
+def test_no_row_is_read_before_it_is_asked_for():
+    class Rows:
+        read = ()
+
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, i):
+            self.read = (*self.read, i)
+            return {"x": np.float32(i)}
+
+    rows = Rows()
+    loader = ft.data_loader(rows, 4, shuffle=False)
+    opened = rows.read  # what an example looks like
+    batches = iter(loader)
+    assert rows.read == opened
+    assert len(opened) <= 1
+    assert next(batches)[0]["x"].tolist() == [0, 1, 2, 3]
+    assert set(rows.read) == {0, 1, 2, 3}
+
+
 def test_drop_last():
     loader = ft.data_loader(np.arange(10), 4, seed=0, drop_last=True)
     rows, weights = epoch_of(loader)

@@ -127,6 +127,19 @@ def test_every_verb_sees_the_rows_of_the_columns(name, straight):
         np.testing.assert_array_equal(weight, w)
 
 
+def test_validation_reads_its_own_set_in_its_order_while_training_is_shuffled():
+    def loss_fn(params, batch, ctx):
+        return ft.losses.mse(batch[0] @ params["w"], batch[1].astype(jnp.float32))
+
+    task = ft.Task(loss_fn, ft.optimizers.sgd(0.01))
+    state = ft.init_state(task, {"w": np.zeros(X.shape[1], np.float32)})
+    rows, held_out = OfTuples(), OfTuples(X[:7], Y[:7])
+    ft.fit(task, state, rows, epochs=2, batch_size=4, validation_data=held_out, progress=False)
+    once = list(range(7))
+    assert held_out.read[-14:] == once + once
+    assert sorted(rows.read[-len(X) :]) == list(range(len(X))) != rows.read[-len(X) :]
+
+
 class Killed(BaseException):
     pass
 

@@ -458,6 +458,17 @@ def test_golden_example():
     assert value["matrix"].tolist() == [[2, 0, 0], [0, 1, 1], [0, 1, 1]]
 
 
+def test_counts_are_integers_of_named_outputs():
+    m = metrics.accuracy(logits="guesses", labels="truth")
+    outputs = {"guesses": jnp.array([0, 2, 1, 0, 1, 2]), "truth": jnp.array([0, 1, 2, 0, 1, 2])}
+    acc = m.update(m.empty(), outputs)
+    assert {x.dtype.kind for x in jax.tree.leaves(acc)} <= {"u", "i"}
+    value = m.compute(acc)
+    assert (value.dtype, float(value)) == (jnp.float32, np.float32(4 / 6))
+    with pytest.raises(ConfigError, match="reads the output 'guesses'"):
+        m.update(m.empty(), {"logits": outputs["guesses"], "truth": outputs["truth"]})
+
+
 def test_what_reads_the_same_counts_is_counted_once():
     c = CLASSES
     m = metrics.collect(

@@ -110,6 +110,24 @@ def test_an_alias_is_its_option_and_both_at_once_are_refused(alias):
         ft.supervised(MODEL, **{alias: value, name: value}, **more)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"accumulate_gradients": 1, "accumulation_steps": 4},
+            "`accumulation_steps` and `accumulate_gradients` are",
+        ),
+        ({"warmup_steps": 4, "warmup": 0, "lr": 0.1}, "`warmup_steps` and `warmup` are the same option"),
+        ({"lr": 0.1, "learning_rate": None}, "`lr` and `learning_rate` are the same option"),
+        ({"gradient_clip": 1.0, "clipnorm": 1.0}, "`gradient_clip` and `clipnorm` are the same option"),
+        ({"optimizer": "adam", "b1": 0.9, "beta_1": 0.9}, "`b1` and `beta_1` of adam are the same"),
+    ],
+)
+def test_two_spellings_are_refused_whatever_their_values(options, words):
+    with pytest.raises(ft.ConfigError, match=words):
+        ft.supervised(MODEL, **options)
+
+
 def test_it_is_an_ordinary_task_by_value_that_prints_as_the_call():
     def make(**options):
         return ft.supervised(MODEL, "cross_entropy", "adamw", learning_rate=1e-3, **options)

@@ -1,12 +1,15 @@
 """The words of other libraries' trainers, in `supervised` and by its side, against numbers worked out here."""
 
 import inspect
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import sklearn.metrics
 
 import fntrain as ft
+from fntrain.models.supervised import ALIASES
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 4)).astype(np.float32)
@@ -80,13 +83,108 @@ def test_accuracy_of_a_batch_leaves_out_what_is_ignored():
 
 def test_accuracy_is_there_where_it_is_asked_for():
     for names, there in ((("accuracy",), True), ((), False)):
-        task = ft.supervised(model, metrics=names)
-        _, history = ft.fit(
-            task, ft.init_state(task, {"w": W}), (X, Y), epochs=1, validation_data=(X, Y), progress=False
+        task, logs = ft.supervised(model, optimizer="sgd", metrics=names), []
+        state, history = ft.fit(
+            *(task, ft.init_state(task, {"w": W}), (X, Y)),
+            epochs=1,
+            validation_data=(X, Y),
+            callbacks=[logs.append],
+            progress=False,
         )
-        assert [name in history for name in ("accuracy", "val_accuracy")] == [there, there]
-        if there:
-            assert 0 <= history["accuracy"][0] <= 1
+        for name, w in (("accuracy", W), ("val_accuracy", np.asarray(state.params["w"]))):
+            assert (name in history, name in logs[0]) == (there, there)
+            if there:
+                assert history[name] == [logs[0][name]] == [pytest.approx(((X @ w).argmax(-1) == Y).mean())]
+
+
+def test_an_unknown_name_is_answered_with_the_known():
+    for option, known in (
+        ("loss", ft.losses.LOSSES),
+        ("optimizer", {**ft.optimizers.OPTIMIZERS, **ft.optimizers.PRESETS}),
+        ("metrics", ft.metrics.METRICS),
+        ("lr_schedule", ("step", "exponential", "cosine")),
+    ):
+        with pytest.raises(ft.ConfigError, match="must be one of") as error:
+            ft.supervised(model, **{option: ["unheard"] if option == "metrics" else "unheard"}, lr=0.1)
+        assert [name for name in known if f"'{name}'" not in str(error.value)] == []
+
+
+@pytest.mark.parametrize("off", [None, 0, 0.0])
+def test_a_clip_is_off(off):
+    assert ft.supervised(model, clip_norm=off, clip_value=off).tx == ft.optimizers.adam()
+    assert ft.supervised(model, gradient_clip=off, accumulation_steps=1).tx == ft.optimizers.adam()
+
+
+def test_nesterov_is_refused_where_there_is_none():
+    for name, make in ft.optimizers.OPTIMIZERS.items():
+        if "nesterov" not in inspect.signature(make).parameters:
+            with pytest.raises(ft.ConfigError, match=f"`nesterov`: {name} has none"):
+                ft.supervised(model, optimizer=name, nesterov=True)
+
+
+def test_the_gradient_is_clipped_when_it_is_added_up():
+    task = ft.supervised(model, optimizer="sgd", accumulation_steps=3, gradient_clip=0.05)
+    parts = [(X[i : i + 4], Y[i : i + 4]) for i in range(0, 12, 4)]
+    g = gradient(W, X, Y)
+    clipped = 0.05 * g / np.linalg.norm(g)
+    np.testing.assert_allclose(stepped(task, parts)[0], W - 0.01 * clipped, rtol=1e-5, atol=1e-7)
+    each = [gradient(W, *part) for part in parts]
+    first = np.mean([0.05 * part / np.linalg.norm(part) for part in each], axis=0)
+    assert np.abs(clipped - first).max() > 1e-3  # clipped before, it would have been another
+
+
+def test_a_step_is_not_waited_for(monkeypatch):
+    task = ft.supervised(model, optimizer="sgd")
+    state, _ = ft.train_step(task, ft.init_state(task, {"w": W}), (X, Y))  # compiled
+    waits, array = [], type(state.step)
+    for owner, name in [
+        *((jax, name) for name in ("device_get", "block_until_ready")),
+        *(
+            (array, name)
+            for name in ("__float__", "__int__", "__bool__", "__array__", "item", "block_until_ready")
+        ),
+    ]:
+        real = getattr(owner, name)
+        counted = lambda *args, real=real, name=name, **more: (waits.append(name), real(*args, **more))[1]
+        monkeypatch.setattr(owner, name, counted)
+    state, metrics = ft.train_step(task, state, (X, Y))
+    assert waits == []
+    assert float(ft.compute_metrics(task, metrics)["loss"]) > 0
+    assert waits == ["__float__"]  # the counter counts
+
+
+def test_metrics_by_name_over_a_set_and_a_loss_without_classes():
+    y = np.where(np.arange(12) < 7, (X @ W).argmax(-1), Y).astype(np.int32)
+    task = ft.supervised(model, metrics=["accuracy", "f1_score"], num_classes=3)
+    values = ft.evaluate(task, ft.init_state(task, {"w": W}), (X, y), batch_size=5)
+    found = (X @ W).argmax(-1)
+    assert values["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(y, found))
+    assert values["f1_score"] == pytest.approx(sklearn.metrics.f1_score(y, found, average="macro"))
+    nll = -np.log(softmax(X @ W)[np.arange(12), y]).mean()
+    assert values["loss"] == pytest.approx(nll, rel=1e-5)  # of all of it, not of the batches' means
+    task = ft.supervised(model, "mse")
+    values = ft.evaluate(
+        task, ft.init_state(task, {"w": W}), (X, np.eye(3, dtype=np.float32)[Y]), batch_size=5
+    )
+    assert values == {
+        "loss": pytest.approx(((X @ W - np.eye(3)[Y]) ** 2).mean(), rel=1e-5),
+        "accuracy": None,
+    }
+
+
+def test_a_run_is_told_unless_said_otherwise(capsys):
+    task = ft.supervised(model, optimizer="sgd", metrics=())
+    for options, lines in (({}, ["epoch 1/2", "epoch 2/2", "done: 2 e"]), ({"progress": False}, [])):
+        ft.fit(task, ft.init_state(task, {"w": W}), (X, Y), epochs=2, batch_size=12, **options)
+        said = capsys.readouterr()
+        assert [line[:9] for line in said.out.splitlines()] == lines
+        assert said.err == ""
+
+
+def test_other_names_are_on_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    tables = (ALIASES, ft.optimizers.ALIASES, ft.losses.names.ALIASES, ft.metrics.names.ALIASES)
+    assert [alias for table in tables for alias in table if f"`{alias}`" not in page] == []
 
 
 def test_the_loss_first_is_one_line():
@@ -101,6 +199,11 @@ def test_the_loss_first_is_one_line():
     g = np.clip(gradient(W, X, Y), -0.05, 0.05)
     g = g * min(1, 0.1 / np.sqrt((g**2).sum()))
     np.testing.assert_allclose(state.params["w"], W - 0.01 * (g + 0.1 * W), rtol=1e-5, atol=1e-7)
+    assert np.abs(g).max() <= 0.05
+    assert np.linalg.norm(g) <= 0.1 + 1e-9
+    other = gradient(W, X, Y)
+    other = np.clip(other * min(1, 0.1 / np.linalg.norm(other)), -0.05, 0.05)
+    assert np.abs(other - g).max() > 1e-3  # the norm first would have been another
 
 
 def test_the_rate_rises_over_updates_and_then_the_schedule_begins():

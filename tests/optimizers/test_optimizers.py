@@ -213,6 +213,9 @@ def test_weight_decay_of_sgd_is_l2_and_of_adamw_is_decoupled():
     decoupled = optimizers.adamw(1.0, weight_decay=0.1)
     u, _ = decoupled.update(g, decoupled.init(p), p)
     np.testing.assert_allclose(u, -(1.0 + 0.1), rtol=1e-4)  # not divided by Adam's root
+    plain = optimizers.sgd(0.5, weight_decay=0.1)  # without momentum the two are one, but for the rate
+    after, _, _ = plain.apply(g, plain.init(p), p)
+    np.testing.assert_allclose(after, (1 - 0.5 * 0.1) * p - 0.5 * g, rtol=1e-6)
 
 
 def test_defaults():
@@ -336,6 +339,24 @@ def test_the_rate_may_be_traced():
     step = jax.jit(lambda rate: optimizers.adam(rate).update(p, optimizers.adam(rate).init(p), p)[0])
     np.testing.assert_allclose(step(0.5), [-0.5, -0.5], rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(step)(jnp.array([0.5, 1.0]))[1], [-1.0, -1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_the_rate_is_a_number_an_array_or_a_schedule(name):
+    make, p = optimizers.OPTIMIZERS[name], jnp.array([1.0, -2.0])
+    rates = (
+        0.25,
+        np.float64(0.25),
+        jnp.float32(0.25),
+        schedules.constant(0.25),
+        lambda step: jnp.float32(0.25),
+    )
+    updates = [make(rate).update(p, make(rate).init(p), p)[0] for rate in rates]
+    twice = make(learning_rate=0.5).update(p, make(0.5).init(p), p)[0]
+    for u in updates:
+        np.testing.assert_array_equal(u, updates[0])
+        np.testing.assert_allclose(2 * u, twice, rtol=1e-6)
+    assert np.all(np.asarray(u) * np.asarray(p) < 0)
 
 
 def test_pairs_of_gradient_and_variable():

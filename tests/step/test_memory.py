@@ -73,6 +73,28 @@ def test_weights_cost_an_accumulating_step_nothing(name):
     assert temporaries(compiled(LEAN[name], weighted=True)) <= 0.01
 
 
+def test_more_micro_batches_cost_no_more_memory():
+    """By either way to accumulate: windows of `MultiSteps`, and micro-batches inside a step."""
+    held = [jax.tree.leaves(jax.eval_shape(ft.MultiSteps(ADAMW, k).init, PARAMS)) for k in (2, 512)]
+    assert [[(x.shape, x.dtype) for x in leaves] for leaves in held] == [
+        [(x.shape, x.dtype) for x in held[0]]
+    ] * 2
+
+    def program(k):
+        def loss_fn(params, batch, ctx):
+            return ft.losses.mse(jnp.tanh(batch @ params["w"]) @ params["w"].T, batch)
+
+        task = ft.Task(loss_fn, ft.optimizers.sgd(0.1), microbatches=k)
+        state = ft.init_state(task, {"w": np.ones((8, 512), np.float32)})
+        step = jax.jit(lambda s, b: ft.train_step(task, s, b), donate_argnums=0)
+        return step.lower(state, np.ones((64 * k, 8), np.float32)).compile().memory_analysis()
+
+    few, many = (program(k).temp_size_in_bytes for k in (2, 16))
+    activations = 64 * 512 * 4
+    assert few > activations  # of a micro-batch, at least
+    assert many < few + activations  # and not of 14 more
+
+
 def test_the_measure_sees_temporaries():
     """The broken specimens: optax's own clip, and its MultiSteps, hold one and more copies of the parameters."""
     clip = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))

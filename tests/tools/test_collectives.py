@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 
@@ -252,3 +253,9 @@ def test_profile_step_adds_up():
     parts = times["forward_ms"] + times["backward_ms"] + times["optimizer_ms"]
     assert parts == pytest.approx(times["total_ms"])
     ft.train_step(task, state, BATCH)  # the state was not consumed
+
+
+def test_an_optimizer_that_does_nothing_takes_no_time():
+    task = ft.Task(residual_loss, optax.identity())
+    times = ft.tools.profile_step(task, ft.init_state(task, PARAMS), BATCH, repeats=5)
+    assert times["optimizer_ms"] < 0.2 * times["total_ms"]

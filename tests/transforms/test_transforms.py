@@ -231,6 +231,13 @@ def test_decay_mask(mask, decayed):
     assert {k for k, v in got.items() if float(v[0]) == 0.0} == set(got) - decayed
 
 
+def test_decay_leaves_counts_alone():
+    p = {"w": jnp.full((2,), 2.0), "half": jnp.full((2,), 2.0, jnp.bfloat16), "count": jnp.int32(7)}
+    tx = T.add_weight_decay(0.5)
+    u, _ = tx.update({"w": jnp.zeros(2), "half": jnp.zeros(2, jnp.bfloat16), "count": None}, tx.init(p), p)
+    assert (u["w"].tolist(), u["half"].tolist(), u["count"]) == ([1.0, 1.0], [1.0, 1.0], None)
+
+
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
@@ -284,6 +291,30 @@ def test_extra_arguments_travel_through_chains(depth):
     found = [float(x) for x in jax.tree.leaves(state) if x.shape == () and float(x) == 42]
     assert found == [42.0]
     assert np.isfinite(updates).all()
+
+
+BETWEEN = {
+    "clip_by_norm": (T.clip_by_norm(1.0), lambda g, p, v: g / np.linalg.norm(g)),
+    "clip_by_value": (T.clip_by_value(0.5), lambda g, p, v: np.clip(g, -0.5, 0.5)),
+    "add_weight_decay": (T.add_weight_decay(0.25), lambda g, p, v: g + 0.25 * p),
+    "nesterov": (T.nesterov(0.9), lambda g, p, v: g + 0.9 * (0.9 * v + g)),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_optaxs_on_either_side(name):
+    tx, formula = BETWEEN[name]
+    p, g = np.array([3.0, -4.0], F32), np.array([1.0, 2.0], F32)
+    for chained in (
+        T.chain(optax.scale(2.0), tx, optax.scale(-0.5)),
+        optax.chain(optax.scale(2.0), tx, optax.scale(-0.5)),
+    ):
+        state, velocity = chained.init(jnp.asarray(p)), 0.0
+        for gradient in (g, -3 * g, g):
+            got, state = chained.update(jnp.asarray(gradient), state, jnp.asarray(p))
+            want = formula(2.0 * gradient, p, velocity)
+            velocity = 0.9 * velocity + 2.0 * gradient
+            np.testing.assert_allclose(got, -0.5 * want, rtol=1e-6)
 
 
 def test_extra_arguments_travel_through_every_wrapper():
