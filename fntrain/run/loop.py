@@ -29,7 +29,6 @@ from ..data.prefetch import Prefetcher
 from ..step import programs
 from ..step.packed import Packed, on_host
 from ..step.state import TrainState
-from ..step.step import compute_metrics
 from .context import LoopContext
 from .directory import RunDirectory
 from .epoch import fetched
@@ -147,7 +146,7 @@ class Loop:
             ctx.epoch, ctx.epoch_step, self.over = ctx.epoch + 1, 0, False
         ctx.logs = {}
         if ctx.epoch_step == 0:
-            self.metrics = programs.copied(self.training.empty)
+            self.metrics = programs.started(self.training.empty, self.ctx.state)
             self.rescue.skipped = 0.0
         self.late = None
         self.callbacks.call("on_epoch_begin", ctx)
@@ -269,7 +268,7 @@ class Loop:
             ctx.stop(f"{reason}; there is no good state to go back to")
             return
         ctx.state = gone_back(good, ctx.state)
-        self.metrics, self.late, self.rescue.skipped = programs.copied(self.training.empty), None, 0.0
+        self.metrics, self.late, self.rescue.skipped = programs.started(self.training.empty, self.ctx.state), None, 0.0
         ctx.save_requested = True  # so that a resume goes on from here
 
     def _validate(self) -> None:
@@ -289,7 +288,7 @@ class Loop:
     def _row_inside(self) -> dict[str, Any]:
         """A row of the epoch so far."""
         ctx = self.ctx
-        values = plain(fetched(compute_metrics(ctx.task, self.metrics)))
+        values = plain(fetched(programs.reported(ctx.task, self.metrics)))
         return {"epoch": ctx.epoch, "step": ctx.step, UNFINISHED: True, **values}
 
     def _record(self) -> None:
@@ -307,7 +306,7 @@ class Loop:
 
     def _end_of_epoch(self, whole: bool) -> None:
         ctx = self.ctx
-        values = compute_metrics(ctx.task, self.metrics)
+        values = programs.reported(ctx.task, self.metrics)
         validation = None
         if self.validation is not None:
             validation = self.validation.started(ctx.task, ctx.state, self._interrupted)

@@ -19,9 +19,8 @@ from ..data.source import as_source, fingerprint
 from ..data.stream import Stream
 from ..show.progress import ProgressBar
 from ..show.summary import summary
-from ..step import programs
+from ..step import members, programs
 from ..step.state import TrainState
-from ..step.step import compute_metrics
 from ..step.task import Task
 from ..transforms import averaged
 from . import dispatch
@@ -147,7 +146,7 @@ def loop(
     total = options.steps
     if total is None and source.length is not None:
         total = options.epochs * source.length  # type: ignore[operator]
-    step = int(state.step)
+    step = int(members.first(state.step))
     chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
     if run is not None:
         run.note(steps_per_call=chunk, parameters=tree.size(state.params), status="running")
@@ -226,7 +225,7 @@ def _columns(task: Task, training: Feed, validation: Validation | None) -> list[
         *((prefix, feed) for prefix, feed, _ in (validation.parts() if validation else ())),
     ]
     for prefix, part in parts:
-        shapes = jax.eval_shape(functools.partial(compute_metrics, task), part.empty)
+        shapes = jax.eval_shape(functools.partial(programs.reported, task), part.empty)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
         values = plain(programs.in_order(task, zeros), prefix)
         names += [name for name, x in values.items() if isinstance(x, float)]
