@@ -26,7 +26,7 @@ from ..data import feed as feed_lib
 from ..data.feed import Feed, Piece
 from ..data.position import Position
 from ..data.prefetch import Prefetcher
-from ..step import programs
+from ..step import members, programs
 from ..step.packed import Packed, on_host
 from ..step.state import TrainState
 from .context import LoopContext
@@ -268,7 +268,11 @@ class Loop:
             ctx.stop(f"{reason}; there is no good state to go back to")
             return
         ctx.state = gone_back(good, ctx.state)
-        self.metrics, self.late, self.rescue.skipped = programs.started(self.training.empty, self.ctx.state), None, 0.0
+        self.metrics, self.late, self.rescue.skipped = (
+            programs.started(self.training.empty, self.ctx.state),
+            None,
+            0.0,
+        )
         ctx.save_requested = True  # so that a resume goes on from here
 
     def _validate(self) -> None:
@@ -280,10 +284,17 @@ class Loop:
             return
         columns = measured(started)
         ctx.logs, ctx.validated = {**self._row_inside(), **columns}, frozenset(columns)
+        before = members.count(ctx.state)
         self.callbacks.call("on_validation_end", ctx)
         ctx.validated = frozenset()
         self._roll_back_if_due()
+        self._regroup(before)
         self._record()
+
+    def _regroup(self, before: int | None) -> None:
+        """Begin to accumulate anew, if a callback has let members of a population go."""
+        if members.count(self.ctx.state) != before:
+            self.metrics = programs.started(self.training.empty, self.ctx.state)
 
     def _row_inside(self) -> dict[str, Any]:
         """A row of the epoch so far."""
@@ -323,10 +334,12 @@ class Loop:
         if ctx.last_batch is not None:
             ctx.last_batch = feed_lib.put(ctx.last_batch)
         self.resume_point = ctx.state, self.callbacks.state()
+        before = members.count(ctx.state)
         if validation is not None:
             self.callbacks.call("on_validation_end", ctx)
         self.callbacks.call("on_epoch_end", ctx)
         self._roll_back_if_due()
+        self._regroup(before)
         self._record()
         if whole:
             self.over, self.resume_point = True, None

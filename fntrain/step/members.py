@@ -56,18 +56,22 @@ def first(step: jax.Array) -> jax.Array:
     return step[0] if np.ndim(step) else step
 
 
-def over_members(function: F) -> F:
+def over_members(function: F, out: int = 0) -> F:
     """Make a function `(task, state[, batch, weight])` of one run map over the members of a population's state.
 
-    A batch is the same for all, unless it is `PerMember`; so is a weight, unless it is `[B, N]`.
+    A batch is the same for all, unless it is `PerMember`; so is a weight, unless it is `[B, N]`. In what comes back the
+    members are axis `out`.
     """
 
     @functools.wraps(function)
     def call(task: Any, state: TrainState, *data: Any) -> Any:
         if count(state) is None:
             return function(task, state, *data)
-        axes = [1 if isinstance(x, PerMember) or (i == 1 and np.ndim(x) == 2) else None for i, x in enumerate(data)]
-        each = jax.vmap(functools.partial(function, task), in_axes=(0, *axes))
+        axes = [
+            1 if isinstance(x, PerMember) or (i == 1 and np.ndim(x) == 2) else None
+            for i, x in enumerate(data)
+        ]
+        each = jax.vmap(functools.partial(function, task), in_axes=(0, *axes), out_axes=out)
         return each(state, *(x.rows if isinstance(x, PerMember) else x for x in data))
 
     return call  # type: ignore[return-value]

@@ -330,7 +330,7 @@ def _outputs(task, impl, step, params, model_state, bits, batch, weight):
     return _outputs_of(task, _read_only(impl, step, params, model_state, bits), batch, weight)
 
 
-@members.over_members
+@partial(members.over_members, out=1)  # rows first
 def _outputs_of(task, state, batch, weight):
     ctx = Context(fold_in_name(state.key, "eval"), False, state.step, state.model_state, weight)
     return gradients.outputs(task, state.params, batch, ctx)
