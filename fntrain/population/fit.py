@@ -131,7 +131,7 @@ def fit(
       >>> result = population.fit(task, states, x, epochs=4, validation_data=x, progress=False,
       ...                         controller=population.halving(every=2))
       >>> result.ids, len(result.history["val_loss_each"][0])
-      ((3,), 2)
+      ((3,), 4)
     """
     states = taken(states)
     checks.check_task(task, "(task, states, data)")

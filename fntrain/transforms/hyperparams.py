@@ -144,8 +144,8 @@ def hyperparams(state: Any) -> dict[str, jax.Array]:
       state: a TrainState, or an optimizer state made by a transform with a `with_hyperparams` anywhere in it.
 
     Returns:
-      A dict of float32 arrays of shape (), or `[N]` of a population, copies. A name that stands in several places has its path in front:
-      `encoder/learning_rate`.
+      A dict of float32 arrays of shape (), or `[N]` of a population, copies. A name that stands in several
+      places has its path in front: `encoder/learning_rate`.
 
     Raises:
       ConfigError: if the state holds none.

@@ -71,16 +71,14 @@ def test_members_begin_as_their_own_runs_do():
 def test_members_equal_their_own_runs_and_take_the_same_decisions():
     result = run(start(), log_every=2)
     for i in range(4):
-        alone = ft.fit(
-            TASK, own(i), (X, Y), batch_size=8, epochs=4, validation_data=(XV, YV), progress=False
-        )
+        alone = ft.fit(TASK, own(i), (X, Y), batch_size=8, epochs=4, validation_data=(XV, YV), progress=False)
         assert_close(population.member(result.state, i), alone.state)
         for column in ("loss", "prediction", "val_loss", "val_prediction", "grad_norm"):
             mine = [row[i] for row in result.history[column + "_each"]]
             np.testing.assert_allclose(mine, alone.history[column], rtol=2e-6, atol=1e-6)
     each = np.array(result.history["val_loss_each"])
     np.testing.assert_allclose(result.history["val_loss"], each.mean(1), rtol=1e-6)
-    assert each[-1].argsort().tolist() == [row for row in result.ranked()]
+    assert each[-1].argsort().tolist() == list(result.ranked())
     assert len(np.unique(np.array(result.history["loss_each"])[0])) == 4  # members are not one and the same
 
 
@@ -130,9 +128,12 @@ def test_a_member_that_diverges_hides_nobody():
     states = start(rates=[0.01, 0.1, 0.1, 3e38])
     result = run(states, epochs=3)
     last = result.history["val_loss_each"][-1]
-    assert not np.isfinite(last[3]) and np.isfinite(last[:3]).all()
+    assert not np.isfinite(last[3])
+    assert np.isfinite(last[:3]).all()
     np.testing.assert_allclose(result.history["val_loss"][-1], last[:3].mean(), rtol=1e-6)
-    assert not result.diverged and result.bad_step is None and result.ranked()[-1] == 3
+    assert not result.diverged
+    assert result.bad_step is None
+    assert result.ranked()[-1] == 3
 
 
 def test_members_go_on_alone_and_are_evaluated():
@@ -145,7 +146,8 @@ def test_members_go_on_alone_and_are_evaluated():
     state, history = ft.fit(
         TASK, population.member(states, 1), (X, Y), batch_size=8, epochs=1, progress=False
     )
-    assert int(state.step) == 6 and isinstance(history["loss"][0], float)
+    assert int(state.step) == 6
+    assert isinstance(history["loss"][0], float)
 
 
 def test_halving_keeps_the_best_bit_for_bit():
@@ -162,15 +164,19 @@ def test_halving_in_a_run_gives_up_the_worst_and_leaves_the_rest_alone():
     result = run(start(), epochs=4, controller=population.halving(every=3))
     straight = run(start(), validation_every=3)
     sizes = [len(x) for x in result.history["val_loss_each"]]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 4 and sizes[-1] == 1
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 4
+    assert sizes[-1] == 1
     first = straight.history["val_loss_each"][1 if straight.history["step"][0] != 3 else 0]
     best = int(np.argmin(straight.history["val_loss_each"][straight.history["step"].index(3)]))
     assert best in np.argsort(first)[:2]
     (left,) = result.ids
     assert_close(population.member(result.state, 0), population.member(straight.state, left))
     gone = [row for row in result.table if not row["left"]]
-    assert len(gone) == 3 and all(row["step"] < 12 for row in gone)
-    assert "val_loss" in repr(result) and "<table>" in result._repr_html_()
+    assert len(gone) == 3
+    assert all(row["step"] < 12 for row in gone)
+    assert "val_loss" in repr(result)
+    assert "<table>" in result._repr_html_()
 
 
 def test_pbt_copies_the_best_over_the_worst():
@@ -205,7 +211,7 @@ def test_pbt_climbs_where_neither_member_can():
 
     def trained(controller):
         states = population.init(
-            task, {"x": np.full(2, 0.9, np.float32)}, hyperparams={"h0": [1.0, 0.0], "h1": [0.0, 1.0]}
+            task, {"x": np.full(2, 0.9, np.float32)}, hyperparams={"h0": [1.0, 0.0], "h1": [0.0, 0.9]}
         )
         for i in range(40):
             states, _ = population.steps(task, states, np.ones((4, 1), np.float32))
@@ -231,11 +237,10 @@ def test_a_population_stopped_and_resumed_is_the_one_that_was_not(tmp_path, cont
         run(start(), **options, epochs=None, steps=steps, resume=steps > 2, callbacks=[stopping])
     resumed = run(start(), **options, resume=True, callbacks=[stopping])
     assert_same_bits(resumed.state, straight.state)
-    assert resumed.ids == straight.ids and resumed.table == straight.table
+    assert resumed.ids == straight.ids
+    assert resumed.table == straight.table
     for a, b in zip(resumed.history.rows()[-2:], straight.history.rows()[-2:]):
-        assert_same_bits(
-            {k: np.asarray(v) for k, v in a.items()}, {k: np.asarray(v) for k, v in b.items()}
-        )
+        assert_same_bits({k: np.asarray(v) for k, v in a.items()}, {k: np.asarray(v) for k, v in b.items()})
 
 
 @pytest.mark.parametrize("axes", [{"members": 8, "data": 1}, {"members": 4, "data": 2}])
@@ -279,8 +284,10 @@ def test_an_ensemble_is_at_least_as_good_as_its_members():
 def test_asha_goes_by_what_is_known():
     rungs = population.asha(reduction=3, every=5)
     assert [rungs.at(step) for step in (1, 5, 15, 30, 45)] == [False, True, True, False, True]
-    assert rungs(0.1, []) and not rungs(float("nan"), [])
-    assert rungs(0.5, [0.1, 0.2, 0.3, 0.4, 0.6]) and not rungs(0.5, [0.1, 0.2, 0.3, 0.7, 0.6])
+    assert rungs(0.1, [])
+    assert not rungs(float("nan"), [])
+    assert rungs(0.5, [0.1, 0.2, 0.3, 0.4, 0.6])
+    assert not rungs(0.5, [0.1, 0.2, 0.3, 0.7, 0.6])
 
 
 BAD = {
