@@ -97,6 +97,7 @@ def fit(
     max_time: float | None = None,
     prefetch: int = 0,
     donate: bool = False,
+    microbatches: int | Literal["auto"] | None = None,
     rebuild: int = 256,
     progress: bool = True,
     verbose: bool = False,
@@ -143,6 +144,9 @@ def fit(
         due, while the device still works on the one before. A generator loses what was read ahead of a run's end.
       donate: hand the state over: its buffers are the run's from here on, and no copy is made. Else the state given
         stays usable, and while you keep it there are two.
+      microbatches: how many parts a step cuts a batch into, in place of the task's own number; `"auto"` takes the
+        fewest with which the compiled step fits in the device's memory (`tools.fit_memory`). The results are the same.
+        A resumed run goes on with the number it had.
       rebuild: how many steps may be taken again, from the last checkpoint, to keep the first bad step as a capsule;
         0 keeps none.
       progress: show progress: a live bar on a terminal, a line an epoch elsewhere.
@@ -193,6 +197,7 @@ def fit(
         max_time=max_time,
         prefetch=prefetch,
         donate=donate,
+        microbatches=microbatches,
         rebuild=rebuild,
         progress=progress,
         verbose=verbose,
@@ -213,6 +218,7 @@ def fit(
         except Interrupted:  # before the first batch has come
             result = FitResult(own.pop(), History([], task.metrics), interrupted=True)
         else:
+            task = prepare.cut(task, own[0], feeds, options)
             with prepare.directory(task, feeds, options) as run:
                 loop = prepare.loop(task, own, feeds, run, options, signals, given)
                 interrupted = loop.run_all()

@@ -1,6 +1,8 @@
 """What a run needs before its first step: data at the door, its directory, where it stands, how it is cut."""
 
+import dataclasses
 import functools
+import json
 import warnings
 import weakref
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +12,7 @@ import jax
 import numpy as np
 
 from .. import tree
+from .._core import check
 from .._core.errors import ConfigError, DataError
 from ..data.arrays import Arrays
 from ..data.feed import Feed
@@ -20,6 +23,7 @@ from ..data.stream import Stream
 from ..show.progress import ProgressBar
 from ..show.summary import summary
 from ..step import members, programs
+from ..step.compiled import device_budget, fewest_microbatches
 from ..step.state import TrainState
 from ..step.task import Task
 from ..transforms import averaged
@@ -89,6 +93,34 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
     return Feeds(training, Validation(found, options.evaluate_at))
 
 
+def cut(task: Task, state: TrainState, feeds: Feeds, options: Options) -> Task:
+    """The task with as many micro-batches as were asked for, or as it takes; the feeds have it too then."""
+    number = options.microbatches
+    if number is None:
+        return task
+    if number == "auto":
+        number = _microbatches_before(options)
+    if number is None:
+        form = feeds.training.form
+        number, _ = fewest_microbatches(task, state, *form, device_budget(state))
+    task = dataclasses.replace(task, microbatches=int(number))
+    validation = {} if feeds.validation is None else feeds.validation.feeds
+    for feed in (feeds.training, *validation.values()):
+        feed.task = task
+    return task
+
+
+def _microbatches_before(options: Options) -> int | None:
+    """What a run that is to be resumed has taken, on whatever machine that was."""
+    if not options.resume:
+        return None
+    path = check.path("run_dir", options.run_dir) / "config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["microbatches"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextManager[RunDirectory | None]:
     """The run directory, open and locked; nothing, without one."""
     if options.run_dir is None:
@@ -101,6 +133,7 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         steps=options.steps,
         batch_size=batch_size,
         seed=options.seed,
+        microbatches=task.microbatches,
         devices=[str(d) for d in jax.devices()],
         jax=jax.__version__,
     )
