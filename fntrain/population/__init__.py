@@ -3,6 +3,7 @@
 from .._core.public import surface
 from .control import Controller as Controller, Rungs as Rungs, asha as asha, halving as halving, pbt as pbt
 from .fit import PopulationResult as PopulationResult, evaluate as evaluate, fit as fit
+from .search import SearchResult as SearchResult, search as search
 from .states import (
     grid as grid,
     init as init,
@@ -19,6 +20,7 @@ __all__ = [
     "Controller",
     "PopulationResult",
     "Rungs",
+    "SearchResult",
     "asha",
     "evaluate",
     "fit",
@@ -28,6 +30,7 @@ __all__ = [
     "member",
     "pbt",
     "per_member",
+    "search",
     "select",
     "size",
     "stack",

@@ -140,27 +140,30 @@ def fit(
         validation_every = _check(controller, validation_data, validation_every)
     column = monitor or ("loss" if validation_data is None else "val_loss")
     control = Control(controller, column, mode, number, seed)
-    begun = _numbers(states)
-    if resume and run_dir is not None:
-        states = _as_saved(states, check.path("run_dir", run_dir))
     given = [states]
     del states
-    result = run_lib.fit(
-        task,
-        given.pop(),
-        data,
-        callbacks=[control, *callbacks],
-        seed=seed,
-        validation_data=validation_data,
-        validation_every=validation_every,
-        run_dir=run_dir,
-        resume=resume,
-        **options,
+    options.update(validation_data=validation_data, validation_every=validation_every, seed=seed)
+    return controlled(
+        task, given, data, control, callbacks=callbacks, run_dir=run_dir, resume=resume, **options
     )
+
+
+def controlled(
+    task: Task, own: list[TrainState], data: Any, control: "Control", *, callbacks: Any, **options: Any
+) -> PopulationResult:
+    """`fit` with a Control: the states in a list, which is emptied."""
+    begun = _numbers(own[0])
+    if options.get("resume") and options.get("run_dir") is not None:
+        own.append(_as_saved(own.pop(), check.path("run_dir", options["run_dir"]), control))
+    result = run_lib.fit(task, own.pop(), data, callbacks=[control, *callbacks], **options)
     fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(FitResult)}
-    better = control.direction or "min"
-    table = _table(begun, result, control, number)
-    return PopulationResult(**fields, ids=tuple(control.ids), monitor=column, direction=better, table=table)
+    return PopulationResult(
+        **fields,
+        ids=tuple(control.ids),
+        monitor=control.monitor,
+        direction=control.direction or "min",
+        table=_table(begun, result, control),
+    )
 
 
 def _check(controller: Any, validation_data: Any, validation_every: int | None) -> int | None:
@@ -182,7 +185,7 @@ def _check(controller: Any, validation_data: Any, validation_every: int | None) 
     return validation_every
 
 
-def _as_saved(states: TrainState, run_dir: Any) -> TrainState:
+def _as_saved(states: TrainState, run_dir: Any, control: "Control") -> TrainState:
     """Those members that the last checkpoint has."""
     directory = run_dir / "checkpoints"
     if not directory.is_dir():
@@ -190,7 +193,9 @@ def _as_saved(states: TrainState, run_dir: Any) -> TrainState:
     with Checkpointer(directory) as checkpoints:
         if checkpoints.latest_step is None:
             return states
-        saved = [x for x in checkpoints.extra().get("callbacks", []) if x["callback"] == Control.__qualname__]
+        saved = [
+            x for x in checkpoints.extra().get("callbacks", []) if x["callback"] == type(control).__qualname__
+        ]
     ids = [i for i in saved[0]["state"]["ids"] if i < size(states)] if saved else []
     return select(states, ids) if 0 < len(ids) < size(states) else states
 
@@ -263,12 +268,10 @@ def _numbers(states: TrainState) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in hyperparams(states).items()}
 
 
-def _table(
-    begun: dict[str, np.ndarray], result: FitResult, control: Control, number: int
-) -> list[dict[str, Any]]:
+def _table(begun: dict[str, np.ndarray], result: FitResult, control: Control) -> list[dict[str, Any]]:
     rows = [
         {"member": i, **{name: float(x[i]) for name, x in begun.items()}, control.monitor: None, "step": None}
-        for i in range(number)
+        for i in range(control.number)
     ]
     for row in result.history.rows():
         values = row.get(control.monitor + EACH)
