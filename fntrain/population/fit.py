@@ -60,8 +60,11 @@ class PopulationResult(FitResult):
         return member(self.state, self.ranked()[0])
 
     def __repr__(self) -> str:
-        """The table, and what there is to say of the run."""
-        return f"{_lines(self.table)}\n{super().__repr__()}"
+        """The table of members, and which is the best."""
+        best = self.ids[self.ranked()[0]]
+        said = f"{len(self.ids)} of {len(self.table)} members left, the best of them {best}"
+        why = f"; {self.stop_reason}" if self.stop_reason else ""
+        return f"PopulationResult: {said} by {self.monitor}{why}\n{_lines(self.table)}"
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""

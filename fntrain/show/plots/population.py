@@ -116,7 +116,7 @@ def _panel(axes: Any, steps: np.ndarray, values: np.ndarray, band: float, color:
     alone = (seen.sum(0) == 1).any() or len(steps) == 1
     marks = {"marker": "o", "markersize": 2.5} if alone else {}
     axes.plot(
-        steps, values, color=color, linewidth=0.6, alpha=max(0.12, 0.5 / np.sqrt(values.shape[1])), **marks
+        steps, values, color=color, linewidth=0.6, alpha=max(0.2, 0.8 / np.sqrt(values.shape[1])), **marks
     )
     ends = ((1 - band) / 2, (1 + band) / 2)
     low, high = np.array([np.nanquantile(row, ends) for row in values[some]]).reshape(-1, 2).T
@@ -131,7 +131,7 @@ def _panel(axes: Any, steps: np.ndarray, values: np.ndarray, band: float, color:
             (steps[some][-1], mean[-1]),
             (5, 0),
             textcoords="offset points",
-            va="center",
+            va="bottom",
             fontsize=9,
             color=QUIET,
         )
