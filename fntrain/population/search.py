@@ -28,6 +28,8 @@ from .fit import MEMBERS, Control, PopulationResult, controlled
 from .states import init, member, select
 from .study import asked, distributions_of, example_of, left_over, open_study, optuna_, table_of
 
+_LIKE = "like"  # a trial's attribute: the number of the one whose task its population was trained with
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SearchResult:
@@ -248,6 +250,9 @@ class _Runs:
     study: Any
     stopped: bool = False
     best: tuple[int, TrainState] | None = None
+    known: dict[str, tuple[int, Task]] = dataclasses.field(
+        default_factory=dict
+    )  # by what a program is made of
 
     def train(self, chunk: list[Any]) -> None:
         """Trials that were asked for together, population by population."""
@@ -259,16 +264,17 @@ class _Runs:
             if self.stopped:
                 return
             trials, tasks = map(list, zip(*group))
+            like = self._like(trials, tasks[0])
             run_dir = (
                 None if self.directory is None else self.directory / "populations" / f"{trials[0].number:04d}"
             )
             control = _Trials(trials, self.pruner, self.monitor, self.mode, self.seed)
             saved = {} if run_dir is None else {"run_dir": run_dir, "resume": True}
-            own = [self._states(tasks)]
+            own = [self._states(like, tasks)]
             if run_dir is not None:
                 run_dir.mkdir(parents=True, exist_ok=True)
             try:
-                result = controlled(tasks[0], own, self.data, control, **saved, **self.options)
+                result = controlled(like, own, self.data, control, **saved, **self.options)
             except RunLockedError:
                 continue  # another process is at it
             if result.interrupted:
@@ -276,8 +282,24 @@ class _Runs:
                 return
             self._tell(trials, tasks, control, result)
 
-    def _states(self, tasks: list[Task]) -> TrainState:
-        first = init_state(tasks[0], self.init_params, key=self.seed)
+    def _like(self, trials: list[Any], task: Task) -> Task:
+        """The task that stands for these: the first of its kind, so that one program serves all that come.
+
+        A population that is resumed goes on with the one that it was begun with.
+        """
+        number = trials[0].user_attrs.get(_LIKE)
+        key = _alike(task)
+        if number is None:
+            number, task = self.known.setdefault(key, (trials[0].number, task))
+            for trial in trials:
+                trial.set_user_attr(_LIKE, number)
+        elif self.known.get(key, (None,))[0] != number:
+            task = _made(self.make_task, self.study.trials[number].params)
+            self.known[key] = number, task
+        return self.known[key][1]
+
+    def _states(self, like: Task, tasks: list[Task]) -> TrainState:
+        first = init_state(like, self.init_params, key=self.seed)
         trained, _ = tree.split(first.params)
         numbers: list[dict[str, float]] = []
         if any(True for _ in nodes(first.opt_state, HyperparamsState)):
@@ -286,7 +308,7 @@ class _Runs:
                 {k: float(x) for k, x in hyperparams(t.transform.init(trained)).items()} for t in tasks
             ]
         values = {name: [each[name] for each in numbers] for name in (numbers[0] if numbers else {})}
-        return init(tasks[0], self.init_params, seeds=[self.seed] * len(tasks), hyperparams=values)
+        return init(like, self.init_params, seeds=[self.seed] * len(tasks), hyperparams=values)
 
     def _tell(self, trials: list[Any], tasks: list[Task], control: _Trials, result: PopulationResult) -> None:
         states = optuna_().trial.TrialState

@@ -306,6 +306,8 @@ def _read_only(impl: Any, step: Any, params: Any, model_state: Any, bits: Any) -
 
 
 def _one_evaluation(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[None, StepMetrics]:
+    # In the form that `_eval_step` has, so that one trace serves both.
+    state = state.replace(updates=state.step, opt_state=None)
     return None, _evaluation(task, state, batch, weight)
 
 
