@@ -1,14 +1,16 @@
-"""The command line: `fntrain demo | plot RUN | inspect RUN | replay CAPSULE`.
+"""The command line: `fntrain demo | plot RUN | inspect RUN | search STUDY | replay CAPSULE`.
 
 A mistake costs one line and exit status 2; whatever else is heavy is imported by the command that needs it.
 """
 
 import argparse
+import collections
 import dataclasses
 import importlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import shlex
 import sys
@@ -139,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     look = command("inspect", _inspect, "Show a run's settings, checkpoints, last metrics and parameters.")
     for made in (plot, look):
         made.add_argument("path", type=Path, metavar="RUN", help="a run directory, as `fit` leaves it")
+    study = command("search", _search, "Show the trials of a search, the best first.")
+    study.add_argument("path", type=Path, metavar="STUDY", help="the `run_dir` of `population.search`")
+    study.add_argument(
+        "--top", type=_integer(1), default=10, metavar="N", help="how many trials (default: 10)"
+    )
     again = command("replay", _replay, "Take a run's bad step again, and say where it first goes bad.")
     again.add_argument("path", type=Path, metavar="CAPSULE", help="RUN/capsules/step_N, as `fit` leaves it")
     again.add_argument(
@@ -403,6 +410,44 @@ def _print_table(
     for row in rows:
         table.add_row(*map(Text, row))
     console.print("", Text(title, style="bold"), Padding(table, (0, 0, 0, 2)), sep="\n")
+
+
+# fntrain search
+
+
+def _search(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .population.study import load_study, table_of
+    from .show.text import number_text
+
+    study = load_study(args.path)
+    rows = table_of(study)
+    sign = 1 if study.direction.name == "MINIMIZE" else -1
+    # Those that have ended with a value first, and those without one last.
+    ranked = sorted(
+        rows, key=lambda r: (r["status"] != "done", sign * r["value"] if r["value"] is not None else math.inf)
+    )
+    counts = ", ".join(
+        f"{n} {status}" for status, n in collections.Counter(r["status"] for r in rows).most_common()
+    )
+    columns = list(dict.fromkeys(name for row in ranked for name in row))
+    shown = [
+        tuple(str(x) if isinstance(x, str) else number_text(x) for x in map(row.get, columns))
+        for row in ranked[: args.top]
+    ]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=10_000, color_system=None)
+    with console.capture() as text:
+        _print_table(
+            console, f"{args.path}: {len(rows)} trials, {counts}", tuple(columns), shown, "r" * len(columns)
+        )
+    print(text.get().strip("\n"))
+    best = next((row for row in ranked if row["status"] == "done"), None)
+    if best is not None:
+        print(f"\nnext\n  fntrain inspect {args.path / 'trials' / format(best['trial'], '04d')}")
+    return 0
 
 
 # fntrain replay

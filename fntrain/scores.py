@@ -12,6 +12,7 @@ import numpy as np
 from ._core import check
 from ._core.errors import ConfigError, DataError
 from ._core.public import surface
+from .resample import Comparison as Comparison, bootstrap as bootstrap, compare as compare
 
 
 def classification_metrics(
@@ -582,9 +583,12 @@ def _finite(name: str, x: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
+    "Comparison",
     "average_precision_score",
     "binary_classification_metrics",
+    "bootstrap",
     "classification_metrics",
+    "compare",
     "confusion_matrix",
     "precision_recall_curve",
     "regression_metrics",

@@ -14,7 +14,7 @@ PACKAGE = Path(fntrain.__file__).parent
 # Low to high; what stands in one line does not look at what stands beside it.
 LAYERS = [
     ["_core"],
-    ["tree", "protocols"],
+    ["tree", "protocols", "resample"],
     ["schedules", "losses", "precision", "sharding", "metrics", "scores"],
     ["transforms"],
     ["optimizers"],
@@ -41,6 +41,7 @@ HEAVY = {
     "safetensors",
     "equinox",
     "haiku",
+    "optuna",
 }
 ONLY_IN = {"orbax": "checkpoint.store", "tensorstore": "checkpoint.store"}
 

@@ -324,7 +324,7 @@ def train(
 
 def evaluated(feed: Feed, state: TrainState, stopped: Callable[[], bool] | None = None) -> Packed:
     """The metrics of a whole data set, accumulated on the device."""
-    metrics = programs.copied(feed.empty)
+    metrics = programs.started(feed.empty, state)
     piece = None
     for piece in feed.pieces(Position(0, 0), lambda done: 1):
         with jax.transfer_guard_host_to_device("allow"):

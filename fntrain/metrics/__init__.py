@@ -1,5 +1,6 @@
 """Metrics: pure reducers `(empty, update, merge, compute)`, exact under any split of the data."""
 
+from .._core.interval import Interval as Interval
 from .._core.public import surface
 from .accuracy import accuracy as accuracy
 from .agreement import balanced_accuracy as balanced_accuracy, cohen_kappa as cohen_kappa, mcc as mcc
@@ -25,6 +26,7 @@ from .curves import (
 )
 from .exact import count_to_int as count_to_int
 from .gain import ndcg as ndcg
+from .intervals import bootstrap as bootstrap
 from .names import METRICS as METRICS, get as get
 from .perplexity import perplexity as perplexity
 from .regression import (
@@ -40,11 +42,13 @@ from .regression import (
 __all__ = [
     "METRICS",
     "Bounded",
+    "Interval",
     "Metric",
     "accuracy",
     "average_precision",
     "balanced_accuracy",
     "binary_stats",
+    "bootstrap",
     "brier",
     "cohen_kappa",
     "collect",

@@ -13,7 +13,6 @@ from ..step import checks, programs
 from ..step.packed import Packed
 from ..step.replaced import replaced
 from ..step.state import TrainState, check_state
-from ..step.step import compute_metrics
 from ..step.task import Task
 from .history import plain
 
@@ -61,7 +60,7 @@ def evaluate(
     checks.check_task(task, "(task, state, data)")
     task = replaced(task, eval_step=eval_step)
     feed = _feed("evaluate", task, state, data, batch_size, train=False, shuffle=False, seed=0)
-    return plain(fetched(compute_metrics(task, feed_lib.evaluated(feed, state))))
+    return plain(fetched(programs.reported(task, feed_lib.evaluated(feed, state))))
 
 
 def steps(
@@ -141,17 +140,17 @@ def run_epoch(
     shuffle = shuffle and training
     feed = _feed("run_epoch", task, state, data, batch_size, train=training, shuffle=shuffle, seed=seed)
     if not training:
-        return state, plain(fetched(compute_metrics(task, feed_lib.evaluated(feed, state))))
+        return state, plain(fetched(programs.reported(task, feed_lib.evaluated(feed, state))))
     if feed.source.endless:
         raise DataError(
             "`data` has no end, and so an epoch of it has none: give a part of it, or take `steps`"
         )
-    metrics = programs.copied(feed.empty)
+    metrics = programs.started(feed.empty, state)
     for piece in feed.pieces(_position(data), lambda done: 1):
         state, metrics, _ = feed_lib.train(task, state, metrics, piece)
     if isinstance(data, data_lib.ArrayLoader):
         data.seek(data.position.epoch + 1)
-    return state, plain(fetched(compute_metrics(task, metrics)))
+    return state, plain(fetched(programs.reported(task, metrics)))
 
 
 def _position(data: Any) -> Position:

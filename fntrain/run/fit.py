@@ -122,6 +122,7 @@ def fit(
     max_time: float | None = None,
     prefetch: int = 0,
     donate: bool = False,
+    microbatches: int | Literal["auto"] | None = None,
     rebuild: int = 256,
     keep_best: bool | str | tuple[str, str] | None = None,
     rehearse: bool = False,
@@ -176,6 +177,9 @@ def fit(
         due, while the device still works on the one before. A generator loses what was read ahead of a run's end.
       donate: hand the state over: its buffers are the run's from here on, and no copy is made. Else the state given
         stays usable, and while you keep it there are two.
+      microbatches: how many parts a step cuts a batch into, in place of the task's own number; `"auto"` takes the
+        fewest with which the compiled step fits in the device's memory (`tools.fit_memory`). The results are the same.
+        A resumed run goes on with the number it had.
       rebuild: how many steps may be taken again, from the last checkpoint, to keep the first bad step as a capsule;
         0 keeps none.
       keep_best: keep the state of the best validation, for `result.best`: True by `val_loss`, or a column
@@ -239,6 +243,7 @@ def fit(
         max_time=max_time,
         prefetch=prefetch,
         donate=donate,
+        microbatches=microbatches,
         rebuild=rebuild,
         keep_best=keep_best,
         rehearse=rehearse,
@@ -264,7 +269,7 @@ def fit(
         except Interrupted:  # before the first batch has come
             result = FitResult(own.pop(), History([], task.metrics), interrupted=True)
         else:
-            task = feeds.task
+            task = prepare.cut(feeds.task, own[0], feeds, options)
             rehearsal = None
             if rehearse:
                 rehearsal = rehearse_run(

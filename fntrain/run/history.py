@@ -11,6 +11,10 @@ from .._core.ranking import Direction, best_of
 from ..metrics import Metric
 from ..show.notebook import MOST_ROWS, Cell, page
 from ..show.text import is_number, number_text
+from ..step.members import Spread
+
+EACH = "_each"
+"""What stands behind a column's name where it has the values of a population's members, an array."""
 
 UNFINISHED = "unfinished"
 """The column of rows that were measured inside an epoch: True there, and no other row has it."""
@@ -136,7 +140,8 @@ def _cell_text(value: Any) -> str:
 def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Computed metrics as Python numbers: scalars as floats, arrays as NumPy arrays.
 
-    A value with a bound (`roc_auc`) becomes two entries, `name` and `name_bound`; a dict one a key.
+    A value with a bound (`roc_auc`) becomes two entries, `name` and `name_bound`; a dict one a key; a population's the
+    mean over its members and, as `name_each`, an array with the value of each.
 
     Raises:
       DataError: if an exact metric was given more than it keeps, which compiled code can only say by its bound.
@@ -145,13 +150,16 @@ def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         name = prefix + name
         fields = getattr(value, "_fields", None)
-        if fields is not None:
+        if isinstance(value, Spread):
+            out.update(plain({name: value.value}))
+            out.update({f"{key}{EACH}": x for key, x in plain({name: value.each}).items()})
+        elif fields is not None:
             if fields == ("value", "bound") and np.any(np.isnan(value[0]) & np.isinf(value[1])):
                 raise DataError(
                     f"metric `{name}` was given more rows than its `capacity`, so its value would not be exact; raise "
                     f"`capacity`, or leave out `exact=True` for a value with a bound"
                 )
-            out.update({name if f == "value" else f"{name}_{f}": _number(v) for f, v in zip(fields, value)})
+            out.update(plain({name if f == "value" else f"{name}_{f}": v for f, v in zip(fields, value)}))
         elif isinstance(value, Mapping):
             out.update(plain(value, f"{name}/"))
         else:

@@ -26,10 +26,9 @@ from ..data import feed as feed_lib
 from ..data.feed import Feed, Piece
 from ..data.position import Position
 from ..data.prefetch import Prefetcher
-from ..step import programs
+from ..step import members, programs
 from ..step.packed import Packed, on_host
 from ..step.state import TrainState
-from ..step.step import compute_metrics
 from .best import BestState
 from .context import LoopContext
 from .directory import RunDirectory
@@ -151,7 +150,7 @@ class Loop:
             ctx.epoch, ctx.epoch_step, self.over = ctx.epoch + 1, 0, False
         ctx.logs = {}
         if ctx.epoch_step == 0:
-            self.metrics = programs.copied(self.training.empty)
+            self.metrics = programs.started(self.training.empty, self.ctx.state)
             self.rescue.skipped = 0.0
         self.late = None
         self.callbacks.call("on_epoch_begin", ctx)
@@ -285,7 +284,11 @@ class Loop:
             ctx.stop(f"{reason}; there is no good state to go back to")
             return False
         ctx.state = gone_back(good, ctx.state)
-        self.metrics, self.late, self.rescue.skipped = programs.copied(self.training.empty), None, 0.0
+        self.metrics, self.late, self.rescue.skipped = (
+            programs.started(self.training.empty, self.ctx.state),
+            None,
+            0.0,
+        )
         ctx.save_requested = True  # so that a resume goes on from here
         return True
 
@@ -298,15 +301,22 @@ class Loop:
             return
         columns = measured(started)
         ctx.logs, ctx.validated = {**self._row_inside(), **columns}, frozenset(columns)
+        before = members.count(ctx.state)
         self.callbacks.call("on_validation_end", ctx)
         seen = self.best is not None and self.best.watched.column in columns
         ctx.validated = frozenset()
+        self._regroup(before)
         self._measured(seen)
+
+    def _regroup(self, before: int | None) -> None:
+        """Begin to accumulate anew, if a callback has let members of a population go."""
+        if members.count(self.ctx.state) != before:
+            self.metrics = programs.started(self.training.empty, self.ctx.state)
 
     def _row_inside(self) -> dict[str, Any]:
         """A row of the epoch so far."""
         ctx = self.ctx
-        return {**self._head(), UNFINISHED: True, **plain(fetched(compute_metrics(ctx.task, self.metrics)))}
+        return {**self._head(), UNFINISHED: True, **plain(fetched(programs.reported(ctx.task, self.metrics)))}
 
     def _head(self) -> dict[str, Any]:
         """What a row begins with; the loop waits here."""
@@ -335,7 +345,7 @@ class Loop:
 
     def _end_of_epoch(self, whole: bool) -> None:
         ctx = self.ctx
-        values = compute_metrics(ctx.task, self.metrics)
+        values = programs.reported(ctx.task, self.metrics)
         validation = None
         if self.validation is not None:
             validation = self.validation.started(ctx.task, ctx.state, self._interrupted)
@@ -352,9 +362,11 @@ class Loop:
         if ctx.last_batch is not None:
             ctx.last_batch = feed_lib.put(ctx.last_batch)
         self.resume_point = ctx.state, self.callbacks.state()
+        before = members.count(ctx.state)
         if validation is not None:
             self.callbacks.call("on_validation_end", ctx)
         self.callbacks.call("on_epoch_end", ctx)
+        self._regroup(before)
         self._measured(True)
         if whole:
             self.over, self.resume_point = True, None

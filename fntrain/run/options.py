@@ -37,6 +37,7 @@ class Options:
     max_time: float | None
     prefetch: int
     donate: bool
+    microbatches: int | Literal["auto"] | None
     rebuild: int
     progress: bool
     verbose: bool
@@ -68,6 +69,8 @@ class Options:
         check.integer("batch_size", self.batch_size, at_least=1)
         check.integer("log_every", self.log_every, at_least=1)
         check.integer("rebuild", self.rebuild, at_least=0)
+        if self.microbatches not in (None, "auto"):
+            check.integer("microbatches", self.microbatches, at_least=1)
         if self.steps_per_call != "auto":
             check.integer("steps_per_call", self.steps_per_call, at_least=1)
         if self.validation_every is not None and self.validation_data is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import warnings
 import weakref
 from contextlib import AbstractContextManager, nullcontext
@@ -25,9 +26,9 @@ from ..data.stream import Stream
 from ..schedules.lengths import resolved, waits
 from ..show.progress import ProgressBar
 from ..show.summary import summary
-from ..step import programs
+from ..step import members, programs
+from ..step.compiled import device_budget, fewest_microbatches
 from ..step.state import TrainState
-from ..step.step import compute_metrics
 from ..step.task import Task
 from ..transforms import averaged
 from ..transforms.stages import accumulated
@@ -131,6 +132,34 @@ def _of_this_length(task: Task, steps: int | None) -> Task:
     return dataclasses.replace(task, tx=resolved(task.tx, max(1, steps // every)))
 
 
+def cut(task: Task, state: TrainState, feeds: Feeds, options: Options) -> Task:
+    """The task with as many micro-batches as were asked for, or as it takes; the feeds have it too then."""
+    number = options.microbatches
+    if number is None:
+        return task
+    if number == "auto":
+        number = _microbatches_before(options)
+    if number is None:
+        form = feeds.training.form
+        number, _ = fewest_microbatches(task, state, *form, device_budget(state))
+    task = dataclasses.replace(task, microbatches=int(number))
+    validation = {} if feeds.validation is None else feeds.validation.feeds
+    for feed in (feeds.training, *validation.values()):
+        feed.task = task
+    return task
+
+
+def _microbatches_before(options: Options) -> int | None:
+    """What a run that is to be resumed has taken, on whatever machine that was."""
+    if not options.resume:
+        return None
+    path = check.path("run_dir", options.run_dir) / "config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["microbatches"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextManager[RunDirectory | None]:
     """The run directory, open and locked; nothing, without one."""
     if options.run_dir is None:
@@ -150,6 +179,7 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         steps=options.steps,
         batch_size=batch_size,
         seed=options.seed,
+        microbatches=task.microbatches,
         devices=[str(d) for d in jax.devices()],
         jax=jax.__version__,
     )
@@ -214,7 +244,7 @@ def loop(
     history.metrics.update(task.metrics)
     history.prefixes = _prefixes(feeds.validation)
     total = _steps(source, options)
-    step = int(state.step)
+    step = int(members.first(state.step))
     chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
     if run is not None:
         run.note(steps_per_call=chunk, parameters=tree.size(state.params), status="running")
@@ -300,7 +330,7 @@ def _columns(task: Task, training: Feed, validation: Validation | None) -> list[
         *((prefix, feed) for prefix, feed, _ in (validation.parts() if validation else ())),
     ]
     for prefix, part in parts:
-        shapes = jax.eval_shape(functools.partial(compute_metrics, task), part.empty)
+        shapes = jax.eval_shape(functools.partial(programs.reported, task), part.empty)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
         values = plain(programs.in_order(task, zeros), prefix)
         names += [name for name, x in values.items() if isinstance(x, float)]

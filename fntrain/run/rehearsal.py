@@ -25,10 +25,9 @@ from ..data import feed as feed_lib
 from ..data.arrays import Arrays
 from ..data.feed import Feed, Piece
 from ..data.stream import Stream
-from ..step import programs
+from ..step import members, programs
 from ..step.packed import Packed
 from ..step.state import TrainState
-from ..step.step import compute_metrics
 from ..step.task import Task
 from ..transforms import averaged
 from .epoch import fetched
@@ -114,7 +113,7 @@ def rehearse(
             state, metrics, _ = feed_lib.train(task, state, metrics, piece)
             jax.block_until_ready((state, metrics))
             marks.append(time.perf_counter())
-        plain(fetched(compute_metrics(task, metrics)))
+        plain(fetched(programs.reported(task, metrics)))
         report: dict[str, Any] = {}
         if validation is not None:
             began = time.perf_counter()
@@ -143,7 +142,7 @@ def _validated(task: Task, state: TrainState, validation: Validation, stopped: C
                 batch, weight = feed.placed(*source.peek())
                 metrics = programs.eval_into(task, measured, programs.copied(feed.empty), batch, weight)
             batches += 1
-        plain(fetched(compute_metrics(task, metrics)), prefix)
+        plain(fetched(programs.reported(task, metrics)), prefix)
     return batches
 
 
@@ -151,7 +150,7 @@ def _saved(directory: Path, held: list[TrainState], metrics: Packed) -> dict[str
     """Save and restore the state, which is taken out of the list, so that there are never two."""
     state = held.pop()
     check_state(state)
-    step = int(state.step)
+    step = int(members.first(state.step))
     with Checkpointer(directory, Keep(latest=1, best=None)) as checkpointer:
         began = time.perf_counter()
         checkpointer.save(state, extra={"accumulators": dict(tree.items(programs.opened(metrics)))})

@@ -14,7 +14,7 @@ from .._core.errors import CheckpointError, ConfigError
 from ..data import feed as feed_lib, source as data_lib
 from ..data.feed import Feed
 from ..data.position import Position
-from ..step import programs, provenance
+from ..step import members, programs, provenance
 from ..step.provenance import BadStep
 from ..step.replaced import trains_itself
 from ..step.state import TrainState
@@ -92,10 +92,11 @@ class Rescue:
           state: the run's state, whose guard may know.
           last: the last step that may be it; without a guard, the first bad one up to there is looked for.
         """
+        # A member of a population that diverges is a finding, and the others go on.
+        if not self.armed or members.count(state) is not None:
+            return
         known = noted(self.task, state)
-        if not self.armed or (
-            known is None and is_guarded(state)
-        ):  # what was skipped was a spike of finite numbers
+        if known is None and is_guarded(state):  # what was skipped was a spike of finite numbers
             return
         self.armed: bool = False  # once a run: the first is the one to look into
         self.found, more = known, ""

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from ..data import feed as feed_lib
 from ..data.feed import Feed
+from ..step import programs
 from ..step.packed import Packed
 from ..step.state import TrainState
-from ..step.step import compute_metrics
 from ..step.task import Task
 from ..transforms import averaged
 from .epoch import fetched
@@ -47,7 +47,7 @@ class Validation:
             metrics = feed_lib.evaluated(feed, mean if at_average else state, stopped)  # type: ignore[arg-type]
             if stopped():
                 return None
-            values[prefix] = compute_metrics(task, metrics)
+            values[prefix] = programs.reported(task, metrics)
         return values
 
 

@@ -4,6 +4,7 @@ Each takes the task as a static argument and donates the state, and is unchecked
 their arguments first, and the loop at its own once a run.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -19,7 +20,7 @@ from .._core.typing import Batch, PyTree
 from ..sharding import manual, stacks
 from ..sharding.place import Layout, layout_of, pinned
 from ..transforms import loss_scale, types as transforms
-from . import gradients, replaced, reports
+from . import gradients, members, replaced, reports
 from .packed import Packed, packed, unpacked
 from .reports import StepMetrics
 from .rootkey import Words
@@ -251,7 +252,7 @@ _kept_steps = jax.jit(_train_steps.__wrapped__, static_argnums=(0, 1, 2, 12))  #
 def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: int) -> Packed:
     shapes = jax.eval_shape(lambda: packed(reports.compute(task, metrics)))
     return jax.lax.cond(
-        step % log_every == 0,
+        members.first(step) % log_every == 0,
         lambda: packed(reports.compute(task, metrics)),
         lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
     )
@@ -259,6 +260,7 @@ def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: in
 
 # Traced once for a task and a form of state and batch, whoever asks: single steps, chunks, and what they report.
 @partial(jax.jit, static_argnums=0, inline=True)
+@members.over_members
 def one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[TrainState, StepMetrics]:
     """The state after a step, and what it reports: what all programs that train are made of."""
     check_optimizer(task, state)
@@ -319,8 +321,13 @@ def _kept_model_state(old: PyTree, part: gradients.Partial, opt_state: PyTree) -
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=8)
 def _eval_step(task, impl, step, params, model_state, bits, batch, weight, metrics):
-    key = jax.random.wrap_key_data(bits, impl=impl)
-    return _joined(task, metrics, _evaluation(task, step, params, model_state, key, batch, weight))
+    state = _read_only(impl, step, params, model_state, bits)
+    return _joined(task, metrics, _evaluation(task, state, batch, weight))
+
+
+def _read_only(impl: Any, step: Any, params: Any, model_state: Any, bits: Any) -> TrainState:
+    """The state of what does not train: without an optimizer's, which would cross the border for nothing."""
+    return TrainState(step, step, params, None, model_state, jax.random.wrap_key_data(bits, impl=impl))
 
 
 # It is given the whole state, the optimizer's too, which may hold an average.
@@ -332,11 +339,14 @@ def _own_eval_step(task, state, batch, weight, metrics):
 def _one_evaluation(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[None, StepMetrics]:
     if replaced.evaluates_itself(task):
         return None, replaced.evaluated(task, state, batch, weight)
-    return None, _evaluation(task, state.step, state.params, state.model_state, state.key, batch, weight)
+    # In the form that `_eval_step` has, so that one trace serves both.
+    state = dataclasses.replace(state, updates=state.step, opt_state=None)
+    return None, _evaluation(task, state, batch, weight)
 
 
 @partial(jax.jit, static_argnums=0, inline=True)
-def _evaluation(task, step, params, model_state, key, batch, weight):
+@members.over_members
+def _evaluation(task, state, batch, weight):
     rows = tree.leading_axis(batch)
     if weight is not None:
         weight = jnp.asarray(weight)
@@ -345,15 +355,20 @@ def _evaluation(task, step, params, model_state, key, batch, weight):
                 f"`weight` must have one entry a row of the batch, shape [{rows}], got {list(weight.shape)}"
             )
         weight = weight.astype(jnp.float32)
-    ctx = Context(key=fold_in_name(key, "eval"), train=False, step=step, model_state=model_state)
-    return gradients.evaluate_batch(task, params, batch, ctx, weight)
+    key = fold_in_name(state.key, "eval")
+    ctx = Context(key=key, train=False, step=state.step, model_state=state.model_state)
+    return gradients.evaluate_batch(task, state.params, batch, ctx, weight)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _outputs(task, impl, step, params, model_state, bits, batch, weight):
-    key = fold_in_name(jax.random.wrap_key_data(bits, impl=impl), "eval")
-    ctx = Context(key, False, step, model_state, weight)
-    return gradients.outputs(task, params, batch, ctx)
+    return _outputs_of(task, _read_only(impl, step, params, model_state, bits), batch, weight)
+
+
+@partial(members.over_members, out=1)  # rows first
+def _outputs_of(task, state, batch, weight):
+    ctx = Context(fold_in_name(state.key, "eval"), False, state.step, state.model_state, weight)
+    return gradients.outputs(task, state.params, batch, ctx)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -364,8 +379,24 @@ def merged(task, a, b):
 
 @partial(jax.jit, static_argnums=0)
 def values_of(task, metrics):
-    """`compute_metrics`."""
+    """`compute_metrics`; of a population each value is a Spread."""
     return reports.compute(task, unpacked(metrics))
+
+
+def reported(task: Task, metrics: Packed) -> dict[str, Any]:
+    """`compute_metrics` for a loop's rows: of a population each value is a Spread."""
+    return in_order(task, values_of(task, metrics))
+
+
+def started(empty: Packed, state: TrainState) -> Packed:
+    """A copy of empty accumulators, for as many members as the state has: some may have left a population."""
+    number = members.count(state)
+    return copied(empty) if number is None else _first_members(empty, number)
+
+
+@partial(jax.jit, static_argnums=1)
+def _first_members(metrics: Packed, number: int) -> Packed:
+    return packed(jax.tree.map(lambda x: jnp.copy(x[:number]), unpacked(metrics)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -375,6 +406,7 @@ def computed(task, metrics):
 
 
 @partial(jax.jit, static_argnums=0)
+@members.over_members
 def gradient(task, state, batch, weight):
     """`compute_gradients`, by autodiff."""
     scale = loss_scale(state.opt_state)
@@ -386,6 +418,7 @@ def gradient(task, state, batch, weight):
 
 
 @partial(jax.jit, static_argnums=0)
+@members.over_members
 def flushed(task, state):
     """`flush`."""
     check_optimizer(task, state)

@@ -1,5 +1,6 @@
 """What a step reports: the loss, the user's metrics, and what the transforms recorded."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from .._core.typing import Accumulator
 from ..metrics import basic, exact
+from . import members
 from .batch_loss import BatchLossState, batch_loss
 from .task import Task, check_recorded
 
@@ -27,8 +29,16 @@ class StepMetrics(NamedTuple):
     recorded: dict[str, Any]  # by name: Latest; `skipped` a Count; `grad_norm_max` a float32
 
 
+def _members(metrics: StepMetrics) -> int | None:
+    """How many members these are of, in the leading axis of every accumulator; None for one run."""
+    shape = metrics.loss.batches.low.shape
+    return shape[0] if shape else None
+
+
 def merge(task: Task, a: StepMetrics, b: StepMetrics) -> StepMetrics:
     """The metrics of two sets of batches from the metrics of each, in any order."""
+    if _members(a) is not None:
+        return jax.vmap(functools.partial(merge, task))(a, b)
     return StepMetrics(
         loss=batch_loss().merge(a.loss, b.loss),
         metrics=task.collected.merge(a.metrics, b.metrics),
@@ -54,6 +64,10 @@ def empty_like(task: Task, metrics: StepMetrics) -> StepMetrics:
             return Latest(jnp.full((), -1, jnp.int32), jnp.zeros(x.value.shape, x.value.dtype))
         return exact.empty_count() if isinstance(x, exact.Count) else jnp.full((), -jnp.inf, jnp.float32)
 
+    number = _members(metrics)
+    if number is not None:
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics)
+        return jax.tree.map(lambda x: jnp.tile(x, (number, *[1] * x.ndim)), empty_like(task, one))
     return StepMetrics(
         loss=batch_loss().empty(),
         metrics=task.collected.empty(),
@@ -81,7 +95,10 @@ def record(task: Task, values: dict[str, jax.Array], step: jax.Array) -> dict[st
 
 
 def compute(task: Task, metrics: StepMetrics) -> dict[str, Any]:
-    """Values from accumulators: the one place where anything is divided."""
+    """Values from accumulators, the one place where anything is divided; of a population, a Spread each."""
+    if _members(metrics) is not None:
+        each = jax.vmap(functools.partial(compute, task))(metrics)
+        return {name: members.spread(x) for name, x in each.items()}
     out = {"loss": batch_loss().compute(metrics.loss)}
     out.update(task.collected.compute(metrics.metrics))
     out.update({name: basic.compute(acc) for name, acc in metrics.parts.items()})

@@ -16,6 +16,7 @@ from .._core.typing import ArrayLike, Batch, PyTree
 from ..sharding import manual
 from . import programs
 from .checks import check_batch, check_metrics, check_task
+from .members import each_of
 from .numerical import numerical_gradient
 from .packed import Packed
 from .programs import (
@@ -310,4 +311,5 @@ def compute_metrics(task: Task, metrics: Packed) -> dict[str, Any]:
     """
     check_task(task, "(task, metrics)")
     check_metrics(metrics, "metrics")
-    return in_order(task, values_of(task, metrics))
+    values = in_order(task, values_of(task, metrics))
+    return {name: each_of(x) for name, x in values.items()}

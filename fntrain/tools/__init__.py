@@ -5,6 +5,7 @@ from ..run.capsule import examine as examine, save_capsule as save_capsule
 from ..show.describe import Description as Description, describe as describe
 from .collectives import Collective as Collective
 from .compile_report import CompileReport as CompileReport, compile_report as compile_report
+from .fit_memory import FittedMemory as FittedMemory, fit_memory as fit_memory
 from .gradcheck import (
     GradientCheck as GradientCheck,
     LeafCheck as LeafCheck,
@@ -19,6 +20,7 @@ __all__ = [
     "Collective",
     "CompileReport",
     "Description",
+    "FittedMemory",
     "GradientCheck",
     "LRFinding",
     "LeafCheck",
@@ -28,6 +30,7 @@ __all__ = [
     "describe",
     "examine",
     "find_nonfinite",
+    "fit_memory",
     "lr_find",
     "profile_step",
     "replay",

@@ -2,20 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
-
-from .. import sharding
 from .._core.typing import Batch
-from ..sharding.place import mesh_of
 from ..step import checks
+from ..step.compiled import compiled, memory_of
 from ..step.cost import products
 from ..step.state import TrainState, check_state
-from ..step.step import train_step
 from ..step.task import Task
 from .collectives import Collective, collectives
 
@@ -82,45 +75,15 @@ def compile_report(task: Task, state: TrainState, batch: Batch, weight: Any = No
     checks.check_task(task)
     check_state(state, "compile_report")
 
-    def step(state: TrainState, batch: Batch, weight: Any) -> Any:
-        return train_step(task, state, batch, weight)
-
-    arguments = jax.tree.map(_abstract, state), *_placed(state, batch, weight)
-    mesh: Any = getattr(arguments[0].step.sharding, "mesh", None)
-    with nullcontext() if mesh is None else jax.set_mesh(mesh):
-        traced = jax.jit(step, donate_argnums=0).trace(*arguments)
-        program = traced.lower().compile()
-    memory: Any = program.memory_analysis()
-    output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    traced, program = compiled(task, state, batch, weight)
+    arguments, output, temporary = memory_of(program)
     cost: Any = program.cost_analysis() or {}
     return CompileReport(
         flops=products(traced.jaxpr.jaxpr),
         bytes_accessed=int(cost.get("bytes accessed", 0)),
-        argument_bytes=memory.argument_size_in_bytes,
+        argument_bytes=arguments,
         output_bytes=output,
-        temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=memory.argument_size_in_bytes + output + memory.temp_size_in_bytes,
+        temporary_bytes=temporary,
+        peak_bytes=arguments + output + temporary,
         collectives=collectives(program.as_text() or ""),
     )
-
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    where = x.sharding if getattr(x, "committed", True) else None
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=getattr(x, "weak_type", False))
-
-
-def _placed(state: TrainState, batch: Batch, weight: Any) -> Any:
-    mesh = mesh_of(jax.tree.map(_abstract, state))
-
-    def one(x: Any) -> jax.ShapeDtypeStruct:
-        if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):
-            x = jax.eval_shape(jnp.asarray, x)
-        where = x.sharding if getattr(x, "committed", True) else None
-        if mesh is None or isinstance(where, NamedSharding):
-            return _abstract(x)
-        axis = sharding.data_axis(mesh)
-        rows = [-(-x.shape[0] // mesh.shape[axis]) * mesh.shape[axis]] if x.shape else []
-        spec = PartitionSpec(axis) if x.shape else PartitionSpec()
-        return jax.ShapeDtypeStruct((*rows, *x.shape[1:]), x.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(one, (batch, weight))

@@ -46,11 +46,13 @@ class LRFinding:
       losses: the loss after an update with each rate, on the next batch, float32, `[steps]`; not finite where the
         run had diverged.
       suggestion: the rate suggested; None if the loss fell at none.
+      each: of a population, the losses of each member, float32, `[members, steps]`, of which `losses` are the median.
     """
 
     learning_rates: np.ndarray
     losses: np.ndarray
     suggestion: float | None
+    each: np.ndarray | None = None
 
     def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
         """Draw the losses over the rates, with the suggestion marked.
@@ -64,7 +66,7 @@ class LRFinding:
         Raises:
           ConfigError: if Matplotlib is missing.
         """
-        return plots.lr_finding(self.learning_rates, self.losses, self.suggestion, path=path)
+        return plots.lr_finding(self.learning_rates, self.losses, self.suggestion, each=self.each, path=path)
 
     def __repr__(self) -> str:
         low, high = self.learning_rates[0], self.learning_rates[-1]
@@ -101,7 +103,8 @@ def lr_find(
     Args:
       task: the Task; its optimizer one of `fntrain.optimizers`, or any chain with `scale_by_learning_rate`, or
         made by `with_hyperparams(factory, learning_rate=...)`.
-      state: the TrainState to start from; it stays usable and keeps every bit.
+      state: the TrainState to start from; it stays usable and keeps every bit. That of a population sweeps with all
+        its members at once, and goes by the median of their losses: a rate for more than one seed.
       data: as for `fit`.
       lowest: :math:`\eta_0`, > 0.
       highest: :math:`\eta_1`, > `lowest`.
@@ -138,7 +141,12 @@ def lr_find(
     # One more step than rates: a rate shows in the loss of the batch after it.
     losses = _sweep(task, knobs, state, jax.device_put(np.append(rates, rates[-1])), batches, weights)
     losses = np.array(jax.device_get(losses))[1:]
-    return LRFinding(rates, losses, suggestion(rates, losses))
+    if losses.ndim == 1:
+        return LRFinding(rates, losses, suggestion(rates, losses))
+    each = losses.T
+    with np.errstate(invalid="ignore"):  # between two that have diverged
+        median = np.median(np.where(np.isnan(each), np.inf, each), axis=0)
+    return LRFinding(rates, median, suggestion(rates, median), each)
 
 
 class Knob(NamedTuple):
@@ -155,7 +163,10 @@ def _knobs(tx: optax.GradientTransformation, opt_state: PyTree) -> tuple[Knob, .
     knobs = []
     for path, node in _nodes(opt_state):
         if isinstance(node, HyperparamsState):
-            knobs.append(Knob(path, 0, float(node.hyperparams["learning_rate"])))
+            rate = np.ravel(jax.device_get(node.hyperparams["learning_rate"]))[
+                0
+            ]  # a member's, in a population
+            knobs.append(Knob(path, 0, float(rate)))
             continue
         stage = "/".join(part for part in path.split("/") if part not in WRAPPERS)
         if stage not in stages:
@@ -221,12 +232,16 @@ def _with_rate(opt_state: PyTree, knobs: tuple[Knob, ...], rate: jax.Array) -> P
     def one(path: Any, node: Any) -> Any:
         if isinstance(node, ScaleByLearningRateState) and tree.path_name(path) in by_path:
             knob = by_path[tree.path_name(path)]
-            return node._replace(count=jnp.int32(knob.count), multiplier=rate / jnp.float32(largest))
+            return node._replace(
+                count=jnp.full_like(node.count, knob.count),
+                multiplier=jnp.full_like(node.multiplier, rate / jnp.float32(largest)),
+            )
         if isinstance(node, ScaleByLearningRateState):  # inside a HyperparamsState, which says the rate
-            return node._replace(multiplier=jnp.float32(1))
+            return node._replace(multiplier=jnp.ones_like(node.multiplier))
         if not _is_knob(node):
             return node
         share = rate * jnp.float32(by_path[tree.path_name(path)].rate / largest)
+        share = jnp.full_like(node.hyperparams["learning_rate"], share)
         return HyperparamsState({**node.hyperparams, "learning_rate": share}, mapped(node.inner_state))
 
     def mapped(x: PyTree) -> PyTree:

@@ -144,8 +144,8 @@ def hyperparams(state: Any) -> dict[str, jax.Array]:
       state: a TrainState, or an optimizer state made by a transform with a `with_hyperparams` anywhere in it.
 
     Returns:
-      A dict of float32 arrays of shape (), copies. A name that stands in several places has its path in front:
-      `encoder/learning_rate`.
+      A dict of float32 arrays of shape (), or `[N]` of a population, copies. A name that stands in several
+      places has its path in front: `encoder/learning_rate`.
 
     Raises:
       ConfigError: if the state holds none.
@@ -169,7 +169,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
       state: a TrainState or an optimizer state, as for `hyperparams`; it stays as it is, but shares its other
         arrays with the one returned.
       **values: the new numbers, finite, by the names that `hyperparams` shows (those with a path as
-        `**{"encoder/learning_rate": 0.1}`).
+        `**{"encoder/learning_rate": 0.1}`). In a population's state, one for all members or an array `[N]`.
 
     Returns:
       A state of the same kind and types.
@@ -196,8 +196,10 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
                 f"`{name}` is no hyperparameter of this state, which holds {tree.some(list(places), 12)}"
                 + check.did_you_mean(name, places)
             )
-        check.number(name, value)
         node, key = places[name]
+        many = np.shape(value) != () and np.shape(value) == np.shape(node.hyperparams[key])  # a population's
+        for x in np.asarray(value) if many and check.is_concrete(value) else [value] * (not many):
+            check.number(name, x)
         wanted[id(node), key] = value
 
     def change(node: HyperparamsState) -> HyperparamsState:
@@ -257,10 +259,13 @@ def replace_nodes(opt_state: Any, kind: type, change: Callable[[Any], Any]) -> A
 
 
 def placed_like(value: ArrayLike, old: jax.Array) -> jax.Array:
-    """A number as float32 where the old one was: moved elsewhere it would compile the step anew."""
+    """A number as float32 where the old one was: moved elsewhere it would compile the step anew.
+
+    Where the old ones are those of a population, it is every member's, unless there is one for each.
+    """
     if not (check.is_concrete(value) and check.is_concrete(old)) or not isinstance(old, jax.Array):
-        return jnp.asarray(value, jnp.float32)
-    return put_like(np.float32(value), old)
+        return jnp.broadcast_to(jnp.asarray(value, jnp.float32), jnp.shape(old))
+    return put_like(np.broadcast_to(np.float32(value), old.shape), old)
 
 
 def _places(opt_state: Any) -> dict[str, tuple[HyperparamsState, str]]:

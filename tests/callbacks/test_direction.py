@@ -207,6 +207,7 @@ def test_columns_that_come_from_a_metric_know_its_direction():
 # Written out by hand: whoever adds a metric says here which of its values are better, or that none is.
 BETTER = {
     "balanced_accuracy": "max",
+    "bootstrap": "max",
     "brier": "min",
     "cohen_kappa": "max",
     "dice": "max",
@@ -239,6 +240,7 @@ BETTER = {
 }
 
 ARGUMENTS = {
+    "bootstrap": dict(metric=ft.metrics.accuracy()),
     "balanced_accuracy": dict(num_classes=2),
     "cohen_kappa": dict(num_classes=2),
     "dice": dict(num_classes=2),

@@ -60,6 +60,7 @@ METRICS = {
     "expected_calibration_error": lambda: ft.metrics.expected_calibration_error(5),
     "brier": lambda: ft.metrics.brier(),
     "ndcg": lambda: ft.metrics.ndcg(2, logits="two", labels="each"),
+    "bootstrap": lambda: ft.metrics.bootstrap(ft.metrics.accuracy(), replicates=20),
 }
 
 

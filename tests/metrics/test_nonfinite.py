@@ -51,6 +51,7 @@ READS = {
     "r2": (metrics.r2(), REGRESSION, "predictions"),
     "explained_variance": (metrics.explained_variance(), REGRESSION, "predictions"),
     "pearson": (metrics.pearson(), REGRESSION, "predictions"),
+    "bootstrap": (metrics.bootstrap(metrics.mse(), 20), REGRESSION, "predictions"),
     "collect": (metrics.collect(a=metrics.accuracy(3), b=metrics.mcc(4)), CLASSES, "logits"),
 }
 

@@ -9,6 +9,7 @@ from ..._core.public import surface
 from .confusion import confusion_matrix as confusion_matrix
 from .learning_curves import learning_curves as learning_curves
 from .lr_finding import lr_finding as lr_finding
+from .population import population as population
 from .ranking import precision_recall_curve as precision_recall_curve, roc_curve as roc_curve
 from .schedules import schedule as schedule
 from .text import text as text
@@ -17,6 +18,7 @@ __all__ = [
     "confusion_matrix",
     "learning_curves",
     "lr_finding",
+    "population",
     "precision_recall_curve",
     "roc_curve",
     "schedule",

@@ -18,6 +18,7 @@ def lr_finding(
     losses: Any,
     suggestion: float | None = None,
     *,
+    each: Any = None,
     path: str | PathLike[str] | None = None,
 ) -> "Figure":
     """Draw the losses of a learning rate sweep, with the suggested rate marked.
@@ -27,6 +28,7 @@ def lr_finding(
       losses: the losses, shape [N]; those that are not finite are left out, and what is far above the first is
         cut off.
       suggestion: the rate to mark.
+      each: of several sweeps, the losses of each, shape [M, N]: drawn as the band that 80 % of them are in.
       path: where to save it, as PNG or any format whose suffix Matplotlib knows.
 
     Returns:
@@ -53,6 +55,10 @@ def lr_finding(
         else:
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.plot(x, shown, color=TRAIN)
+        if each is not None:
+            ends = np.quantile(np.where(np.isnan(each), np.inf, each), (0.1, 0.9), axis=0, method="nearest")
+            low, high = np.where(np.isfinite(ends), ends, np.nan)
+            axes.fill_between(x, low, high, color=TRAIN, alpha=0.18, linewidth=0)
         if finite.size:
             low, first = finite.min(), finite[0]
             top = min(finite.max(), first + 3 * abs(first))  # what diverges would flatten all the rest
