@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import inspect
 import os
 import pathlib
 
@@ -11,7 +12,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", "8")))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What was compiled once is not compiled again, by another worker or in another run. Programs
@@ -39,6 +40,25 @@ def pytest_collection_modifyitems(config, items):
         seen[item.location[0], item.originalname] += 1
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
+
+
+# What says something on a GPU that it does not say on a CPU: programs, numbers, donation (`benchmarks/gpu.sh`).
+ON_A_GPU = ("laws/", "losses/test_linear.py", "step/test_step.py", "step/test_state.py", "run/test_epoch.py")
+TESTS = pathlib.Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(TESTS) and str(item.path.relative_to(TESTS)).startswith(ON_A_GPU):
+            item.add_marker(pytest.mark.gpu)
+
+
+def pytest_runtest_setup(item):
+    """On fewer devices than eight, what builds a mesh is left out by name."""
+    if jax.device_count() < 8 and isinstance(item, pytest.Function):
+        text = inspect.getsource(item.function)
+        if "mesh" in text or "jax.devices()" in text:
+            pytest.skip(f"{item.originalname} needs 8 devices, got {jax.device_count()}")
 
 
 @pytest.fixture(autouse=True, scope="module")

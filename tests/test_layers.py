@@ -15,7 +15,8 @@ PACKAGE = Path(fntrain.__file__).parent
 LAYERS = [
     ["_core"],
     ["tree", "protocols", "resample"],
-    ["schedules", "losses", "precision", "sharding", "metrics", "scores"],
+    ["sharding"],  # losses that work in chunks have to know which axes they are mapped over
+    ["schedules", "losses", "precision", "metrics", "scores"],
     ["transforms"],
     ["optimizers"],
     ["step"],

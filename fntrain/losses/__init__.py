@@ -5,6 +5,7 @@ from .classification import binary_cross_entropy as binary_cross_entropy, cross_
 from .combine import combine as combine
 from .divergence import kl_divergence as kl_divergence
 from .focal import binary_focal as binary_focal, focal as focal
+from .linear import linear_cross_entropy as linear_cross_entropy
 from .loss import Loss as Loss
 from .margin import hinge as hinge, squared_hinge as squared_hinge
 from .names import LOSSES as LOSSES, get as get
@@ -31,6 +32,7 @@ __all__ = [
     "hinge",
     "huber",
     "kl_divergence",
+    "linear_cross_entropy",
     "log_cosh",
     "mae",
     "mse",

@@ -35,21 +35,37 @@ def counted(
     Raises:
       DataError: if shapes or dtypes do not fit, or a label that counts and can be read is no class.
     """
-    given, labels = labels, jnp.asarray(labels)
+    soft = jnp.asarray(labels)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise DataError(f"`logits` must have the classes on their last axis, got shape {list(logits.shape)}")
+    if jnp.issubdtype(soft.dtype, jnp.floating) and soft.shape == logits.shape:
+        ignored_label(ignore_index, soft)
+        logits, soft = together(logits, soft)
+        return logits, soft, loss_weights(weights, logits.shape[:-1], logits.dtype)
+    return logits, *counted_classes(logits.shape, logits.dtype, labels, ignore_index, weights)
+
+
+def counted_classes(
+    shape: tuple[int, ...], dtype: Any, given: Any, ignore_index: Any, weights: Any, soft: bool = True
+) -> tuple[jax.Array, jax.Array | None]:
+    """Checked labels that are classes, for logits `[…, C]` of this shape, and the weights that leave out ignored ones.
+
+    Whether distributions could have been given too (`soft`) is said in the errors.
+
+    Raises:
+      DataError: if shapes or dtypes do not fit, or a label that counts and can be read is no class.
+    """
+    labels = jnp.asarray(given)
+    rows, classes = shape[:-1], shape[-1]
     ignore = ignored_label(ignore_index, labels)
-    rows, classes = logits.shape[:-1], logits.shape[-1]
-    if jnp.issubdtype(labels.dtype, jnp.floating) and labels.shape == logits.shape:
-        logits, labels = together(logits, labels)
-        return logits, labels, loss_weights(weights, rows, logits.dtype)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != rows:
-        hint = "; cast one-hot labels to a floating-point dtype" if labels.shape == logits.shape else ""
+        also = f" or floating-point distributions of shape {list(shape)}" if soft else ""
+        hint = "; cast one-hot labels to a floating-point dtype" if soft and labels.shape == shape else ""
         raise DataError(
-            f"`labels` must be integers of shape {list(rows)} or floating-point distributions of shape "
-            f"{list(logits.shape)}, got {labels.dtype.name}{list(labels.shape)}{hint}"
+            f"`labels` must be integers of shape {list(rows)}{also}, "
+            f"got {labels.dtype.name}{list(labels.shape)}{hint}"
         )
-    w = loss_weights(weights, rows, logits.dtype)
+    w = loss_weights(weights, rows, dtype)
     if readable(labels) and (w is None or readable(w)):
         # What came, if it is NumPy's: 64-bit labels have lost digits on their way to the device.
         host = np.asarray(labels if isinstance(given, jax.Array) else given)
@@ -63,9 +79,9 @@ def counted(
             )
     labels = saturated(labels)
     if ignore is not None:
-        own = (labels != ignore).astype(logits.dtype)
+        own = (labels != ignore).astype(dtype)
         w = own if w is None else own * w
-    return logits, labels, w
+    return labels, w
 
 
 def yes_or_no(name: str, z: Any, labels: Any, weights: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:

@@ -18,6 +18,7 @@ RNG = np.random.default_rng(0)
 P = RNG.normal(size=(13, 3)).astype(np.float32)
 Q = RNG.normal(size=(13, 3)).astype(np.float32)
 C = RNG.integers(0, 3, 13).astype(np.int32)
+KERNEL = jnp.asarray(RNG.normal(size=(3, 5)), jnp.float32)
 PROBABILITIES = np.exp(P) / np.exp(P).sum(1, keepdims=True)
 LOSSES = {
     "cross_entropy": (ft.losses.cross_entropy, P, C),
@@ -51,6 +52,11 @@ LOSSES = {
         C[:, None] * [1, 1, 0, 1],
     ),
     "mse with weights": (lambda p, t, w: ft.losses.mse(p, t, weights=w), P, Q, np.abs(Q) * (Q > 0)),
+    "linear_cross_entropy": (
+        lambda h, y: ft.losses.linear_cross_entropy(h, KERNEL, y, chunk=4, label_smoothing=0.1, z_loss=0.01),
+        P,
+        np.where(C == 2, 4, C),
+    ),
     "log_cosh": (ft.losses.log_cosh, P, Q),
     "cosine_distance": (ft.losses.cosine_distance, P, Q),
     "mse": (ft.losses.mse, P, Q),

@@ -240,6 +240,12 @@ DIFFERENTIABLE = {
         lambda p, t: losses.binary_cross_entropy(p, t, from_logits=False),
         (sigmoid(Z / 3), MIXED),
     ),
+    "linear_cross_entropy": (
+        lambda h, k: losses.linear_cross_entropy(
+            h, k, CLASSES, chunk=3, label_smoothing=0.1, class_weights=VECTOR, z_loss=0.1
+        ),
+        (T[:, :3], Z[:3]),
+    ),
     "focal": (lambda z, g, a: losses.focal(z, CLASSES, gamma=g, alpha=a), (Z, np.array(2.0), VECTOR)),
     "focal of distributions": (lambda z, t: losses.focal(z, t, gamma=0.5), (Z, np.eye(4)[CLASSES])),
     "binary_focal": (

@@ -33,6 +33,11 @@ ROWWISE = {
         np.where(np.arange(ROWS) == 4, -100, CLASSES),
     ),
     "cross_entropy of distributions": (losses.cross_entropy, Z, SOFT),
+    "linear_cross_entropy": (
+        lambda z, y, weights=None: losses.linear_cross_entropy(z, T.T, y, chunk=4, weights=weights),
+        Z,
+        CLASSES,
+    ),
     "focal": (losses.focal, Z, CLASSES),
     "focal of distributions": (losses.focal, Z, SOFT),
     "kl_divergence": (losses.kl_divergence, Z, SOFT),
