@@ -26,7 +26,19 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_include_full_tracebacks_in_locations", False)
 
 
+# What says something on a GPU that it does not say on a CPU: programs, numbers, donation (`benchmarks/gpu.sh`).
+ON_A_GPU = ("laws/", "losses/test_linear.py", "step/test_step.py", "step/test_state.py", "run/test_epoch.py")
+TESTS = pathlib.Path(__file__).parent
+
+
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.is_relative_to(TESTS) and str(item.path.relative_to(TESTS)).startswith(ON_A_GPU):
+            item.add_marker(pytest.mark.gpu)
+    thin_out(config, items)
+
+
+def thin_out(config, items):
     """Of a `matrix`, the ordinary run takes every fourth row, and those that have ever been special."""
     if "matrix" in (config.option.markexpr or "") or any("[" in argument for argument in config.args):
         return  # asked for, or one row by its name
@@ -40,17 +52,6 @@ def pytest_collection_modifyitems(config, items):
         seen[item.location[0], item.originalname] += 1
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
-
-
-# What says something on a GPU that it does not say on a CPU: programs, numbers, donation (`benchmarks/gpu.sh`).
-ON_A_GPU = ("laws/", "losses/test_linear.py", "step/test_step.py", "step/test_state.py", "run/test_epoch.py")
-TESTS = pathlib.Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.is_relative_to(TESTS) and str(item.path.relative_to(TESTS)).startswith(ON_A_GPU):
-            item.add_marker(pytest.mark.gpu)
 
 
 def pytest_runtest_setup(item):
