@@ -50,8 +50,9 @@ def linear_cross_entropy(
     cotangents, for 12 N D V operations, as always under `vmap`, which cannot choose.
 
     Rows go to chunks in turn, row i to chunk i modulo their number: the leading axis of a batch may be split over
-    devices, and V too. Second derivatives are made chunk by chunk, by recomputation; forward-mode differentiation is
-    refused by JAX. A bias is a row of the kernel, for a hidden 1.
+    devices, and V too. Where XLA splits the batch, the kernel's gradient is summed over the devices once a chunk; in a
+    Task with `axis_name=`, once. Second derivatives are made chunk by chunk, by recomputation; forward-mode
+    differentiation is refused by JAX. A bias is a row of the kernel, for a hidden 1.
 
     Args:
       hidden: `[…, D]`, floating-point. Products are formed in its dtype (bfloat16, say; float64 if either argument is

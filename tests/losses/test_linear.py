@@ -300,6 +300,10 @@ def test_axes_that_are_mapped_or_explicit():
         return jax.grad(lambda h, k: jax.lax.pmean(mean(h, k, y), "data"), (0, 1))(h, k)
 
     split = jax.shard_map(over, mesh=mesh, in_specs=(P("data"), P(), P("data")), out_specs=(P("data"), P()))
+    mapped = jax.jit(split).lower(h, k, y).compile()
+    assert (
+        mapped.as_text().count("] all-reduce(") + mapped.as_text().count("} all-reduce(") == 1
+    )  # not one a chunk
     batched = jax.vmap(jax.grad(mean, (0, 1)), in_axes=(0, None, 0))(h.reshape(2, 8, D), k, y.reshape(2, 8))
     explicit = jax.make_mesh(
         (2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2]
@@ -310,7 +314,7 @@ def test_axes_that_are_mapped_or_explicit():
             rows[0], jax.device_put(k, NamedSharding(explicit, P())), rows[1]
         )
     for got in (
-        jax.jit(split)(h, k, y),
+        mapped(h, k, y),
         (batched[0].reshape(n, D) / 2, batched[1].mean(0)),
         typed,
     ):
