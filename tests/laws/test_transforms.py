@@ -87,7 +87,17 @@ EXTRA = {"value": jnp.float32(1.0), "value_and_grad_fn": lambda params: (jnp.flo
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transform(name):
-    testing.check_transform(TRANSFORMS[name], extra=EXTRA)
+    testing.check_transform(TRANSFORMS[name], extra=EXTRA, dtypes=("float32", "bfloat16"))
+
+
+# Half precision has one more thing to say where numbers overflow, and else what bfloat16 said.
+OVERFLOW = ["clip_by_norm", "scale_by_adam", "skip_nonfinite", "dynamic_loss_scale"]
+
+
+@pytest.mark.matrix(always=OVERFLOW)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transform_of_float16(name):
+    testing.check_transform(TRANSFORMS[name], extra=EXTRA, dtypes=("float16",))
 
 
 # What a sign or a limit is, float32 can say too.
