@@ -205,6 +205,7 @@ def test_an_interrupt_while_all_is_prepared_is_no_traceback(monkeypatch, capsys,
         return original(key)
 
     monkeypatch.setattr(demo, "init_params", init_params)
+    monkeypatch.setattr(demo, "network", demo.network.__wrapped__)  # which keeps what it was made with
     assert cli.main(["demo", "--out", str(tmp_path / "run")]) == 130
     assert one_line(capsys.readouterr().err) == "fntrain demo: interrupted\n"
     assert not (tmp_path / "run").exists()

@@ -322,10 +322,11 @@ class _Runs:
             if self.directory is not None:
                 told = {"value": value, "status": "pruned" if pruned else "done", "params": trial.params}
                 _write(self.directory / "trials" / f"{trial.number:04d}", tasks[i], rows, state, told)
+            # Another process may have found the same trials left by a killed one, and told the study meanwhile.
             if pruned:
-                self.study.tell(trial, state=states.PRUNED)
+                self.study.tell(trial, state=states.PRUNED, skip_if_finished=True)
             else:
-                self.study.tell(trial, value)
+                self.study.tell(trial, value, skip_if_finished=True)
                 if self.study.best_trial.number == trial.number and state is not None:
                     self.best = trial.number, state
 

@@ -343,7 +343,7 @@ def test_the_rate_may_be_traced():
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_the_rate_is_a_number_an_array_or_a_schedule(name):
-    make, p = optimizers.OPTIMIZERS[name], jnp.array([1.0, -2.0])
+    make, p = optimizers.OPTIMIZERS[name], jnp.array([[1.0, -2.0]])  # a matrix, which Muon is for
     rates = (
         0.25,
         np.float64(0.25),
