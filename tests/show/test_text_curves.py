@@ -1,5 +1,7 @@
 """Learning curves in characters: values where they belong, gaps, the same choice of columns as the picture."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -61,7 +63,7 @@ def test_both_series_the_best_and_what_is_left_out():
 def test_without_matplotlib_the_command_prints_them(monkeypatch, capsys, tmp_path):
     lines = ['{"epoch": 1, "loss": 0.5}', '{"epoch": 2, "loss": 0.25}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cli.main(["plot", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.startswith("loss")
