@@ -154,7 +154,10 @@ def path(argument: str, value: Any) -> Path:
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise ConfigError(f"`{argument}` must be a path, got {text!r}")
     if "://" in text:
-        raise ConfigError(f"`{argument}` must be a local or mounted directory, got {text!r}")
+        raise ConfigError(
+            f"`{argument}` must be a local or mounted directory, got {text!r}: locks, renames and files that are "
+            f"appended to are not to be had there; mount it (gcsfuse, s3fs), or copy what a run has left"
+        )
     longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
     if longest > 255:
         raise ConfigError(f"`{argument}` must have names of at most 255 bytes, got one of {longest}")

@@ -1,4 +1,4 @@
-"""The command line: `fntrain demo | plot RUN | inspect RUN | search STUDY | replay CAPSULE`.
+"""The command line: `fntrain demo`, `inspect RUN`, `report RUN…` and so on, a file each.
 
 A mistake costs one line and exit status 2; whatever else is heavy is imported by the command that needs it. Each
 command is a file here, whose `add` says what it is called and takes.
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from .. import __version__
 from .._core.errors import CheckpointError, ConfigError, DataError
-from . import demo, inspect, plot, replay, search
+from . import compare, demo, inspect, plot, replay, report, runs, search
 from .parser import Commands, Parser
 
-COMMANDS = (demo, plot, inspect, search, replay)  # in the order of `fntrain --help`
+COMMANDS = (demo, plot, inspect, runs, compare, report, search, replay)  # in the order of `fntrain --help`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 from .. import demo, tree
 from .._core.errors import ConfigError
+from ..run.record import config_of, rows_of
 from .parser import Commands, integer_within
 from .plot import draw
-from .saved import config_of, rows_of
 
 
 def add(commands: Commands) -> None:

@@ -4,8 +4,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from .. import tree
+from ..run.record import config_of, rows_of, task_in_words
 from .parser import Commands, add_run
-from .saved import config_of, rows_of, task_in_words
 from .table import Page
 
 if TYPE_CHECKING:

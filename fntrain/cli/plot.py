@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .._core.errors import DataError
+from ..run.record import config_of, rows_of, task_in_words
 from .parser import Commands, add_run
-from .saved import config_of, rows_of, task_in_words
 
 
 def add(commands: Commands) -> None:

@@ -130,6 +130,25 @@ class RunLock:
             _held.discard(self)
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a run is going on in a directory; False where the system cannot say."""
+    if fcntl is None:
+        return False
+    try:
+        file = os.open(directory / NAME, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)  # which gives it back at once
+    return False
+
+
 _held: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 
 

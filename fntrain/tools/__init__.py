@@ -2,8 +2,10 @@
 
 from .._core.public import surface
 from ..run.capsule import examine as examine, save_capsule as save_capsule
+from ..run.record import RunRecord as RunRecord, read_run as read_run
 from ..show.describe import Description as Description, describe as describe
 from .collectives import Collective as Collective
+from .compare import Comparison as Comparison, compare as compare
 from .compile_report import CompileReport as CompileReport, compile_report as compile_report
 from .fit_memory import FittedMemory as FittedMemory, fit_memory as fit_memory
 from .gradcheck import (
@@ -14,10 +16,12 @@ from .gradcheck import (
 from .lr_find import LRFinding as LRFinding, lr_find as lr_find
 from .profile import profile_step as profile_step
 from .replay import Birth as Birth, Replay as Replay, find_nonfinite as find_nonfinite, replay as replay
+from .report import report as report
 
 __all__ = [
     "Birth",
     "Collective",
+    "Comparison",
     "CompileReport",
     "Description",
     "FittedMemory",
@@ -25,7 +29,9 @@ __all__ = [
     "LRFinding",
     "LeafCheck",
     "Replay",
+    "RunRecord",
     "check_gradients",
+    "compare",
     "compile_report",
     "describe",
     "examine",
@@ -33,7 +39,9 @@ __all__ = [
     "fit_memory",
     "lr_find",
     "profile_step",
+    "read_run",
     "replay",
+    "report",
     "save_capsule",
 ]
 

@@ -19,6 +19,11 @@ _BOOKKEEPING = re.compile(
 )
 
 
+def bookkeeping(name: str) -> bool:
+    """Whether a column only keeps the books: counts, times, memory."""
+    return bool(_BOOKKEEPING.search(name))
+
+
 def columns_of(history: Mapping[str, Sequence[Any]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The epochs, and the columns of numbers as float arrays, with NaN for what is missing or infinite.
 
@@ -55,7 +60,7 @@ def panels(columns: Mapping[str, np.ndarray], metrics: Iterable[str] | None) -> 
     there = sorted(dict.fromkeys(name.removeprefix("val_") for name in columns), key=reading_order)
     if metrics is None:
         measured = [name for name in columns if np.isfinite(columns[name]).any()]
-        names = [n for n in there if not _BOOKKEEPING.search(n) and {n, "val_" + n} & {*measured}]
+        names = [n for n in there if not bookkeeping(n) and {n, "val_" + n} & {*measured}]
     else:
         names = [n.removeprefix("val_") for n in ([metrics] if isinstance(metrics, str) else metrics)]
         for name in names:
