@@ -8,11 +8,12 @@ Examples:
   (True, True)
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from ._core.typing import Batch, Params
 
-__all__ = ["EvalStep", "LossFn", "Metric", "Optimizer", "Schedule", "TrainStep"]
+__all__ = ["EvalStep", "LossFn", "Metric", "Optimizer", "Schedule", "Tracker", "TrainStep"]
 
 
 @runtime_checkable
@@ -88,4 +89,27 @@ class EvalStep(Protocol):
 
     def __call__(self, task: Any, state: Any, batch: Batch, weight: Any = None, /) -> Any:
         """Metrics."""
+        ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Where a run's numbers are sent to: MLflow, Weights & Biases, a table of one's own. `fit(callbacks=[tracker])`.
+
+    It may also have `begin(run_dir, since) -> step`, called before everything else: with the run directory (a Path, or
+    None), and the first step whose row is still to come; it returns the last step that it holds of this run already,
+    or None. And, with an attribute `checkpoints` that is true, `artifact(path, name)`, called at a run's end with the
+    directories of its best and its newest checkpoint.
+    """
+
+    def config(self, values: Mapping[str, Any], /) -> None:
+        """What the run is: nested dicts of text, numbers, lists; called once, before the first row."""
+        ...
+
+    def log(self, row: Mapping[str, Any], step: int, /) -> None:
+        """What was measured at a step; steps ascend strictly, over resumes too."""
+        ...
+
+    def close(self, status: str = "failed") -> None:
+        """The run is over: `"done"`, `"stopped"`, `"interrupted"`, `"diverged"`, or `"failed"`, by an exception."""
         ...

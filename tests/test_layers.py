@@ -43,6 +43,8 @@ HEAVY = {
     "equinox",
     "haiku",
     "optuna",
+    "mlflow",
+    "wandb",
 }
 ONLY_IN = {"orbax": "checkpoint.store", "tensorstore": "checkpoint.store"}
 

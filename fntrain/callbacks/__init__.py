@@ -10,12 +10,14 @@ from .file_loggers import CSVLogger as CSVLogger, JSONLogger as JSONLogger
 from .gradient_stats import GradientStats as GradientStats
 from .lr_scheduler import LearningRateScheduler as LearningRateScheduler
 from .metric_logger import MetricLogger as MetricLogger
+from .mlflow import MLflow as MLflow
 from .model_checkpoint import ModelCheckpoint as ModelCheckpoint
 from .nan_guard import NaNGuard as NaNGuard
 from .profiler import Profiler as Profiler
 from .reduce_lr import ReduceLROnPlateau as ReduceLROnPlateau
 from .resource_monitor import ResourceMonitor as ResourceMonitor
-from .tensorboard import TensorBoardLogger as TensorBoardLogger
+from .tensorboard import TensorBoardLogger as TensorBoard, TensorBoardLogger as TensorBoardLogger
+from .wandb import WandB as WandB
 from .watchdog import Watchdog as Watchdog
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "JSONLogger",
     "LearningRateScheduler",
     "LoopContext",
+    "MLflow",
     "MetricLogger",
     "ModelCheckpoint",
     "NaNGuard",
@@ -36,7 +39,9 @@ __all__ = [
     "ProgressBar",
     "ReduceLROnPlateau",
     "ResourceMonitor",
+    "TensorBoard",
     "TensorBoardLogger",
+    "WandB",
     "Watchdog",
 ]
 

@@ -1,5 +1,6 @@
 """TensorBoardLogger: scalars, histograms and text for TensorBoard."""
 
+import json
 import os
 from collections.abc import Mapping
 from itertools import count
@@ -12,6 +13,7 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.lenient import Lenient
 from ..run.context import LoopContext
+from ..run.tracking import configuration, since
 from ..show.text import is_number
 from ..step.task import COLUMNS
 
@@ -22,7 +24,7 @@ class TensorBoardLogger:
     Steps are the run's steps. An entry that is a dict gives one scalar a key, `name/key`; arrays and text are
     left out. Histograms come from a `GradientStats(histograms=True)` that stands before this one. In a directory
     that holds events already, those of steps that the run has not reached yet are marked as replaced. A disk that is
-    full is warned of, and ends no run.
+    full is warned of, and ends no run. It is a Tracker too (`fntrain.protocols.Tracker`).
 
     Args:
       directory: where the event files go; made if need be.
@@ -49,20 +51,36 @@ class TensorBoardLogger:
         self._lenient = Lenient(str(self.directory))
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
-        """Open an event file."""
-        from tensorboardX import SummaryWriter
-
+        """Open an event file, and write what the run is."""
         self.close()
         if jax.process_index() != 0:
             return
         self._lenient = Lenient(str(self.directory))
         with self._lenient:
-            self._writer = SummaryWriter(
-                str(self.directory),
-                # The row of an epoch that ended here was written by the run before, unless it is still to end.
-                purge_step=ctx.step + (ctx.epoch_step == 0 or ctx.history.last.get("step") == ctx.step),
-                filename_suffix=f".{os.getpid()}.{next(self._numbers)}",
-            )
+            self._opened(since(ctx))
+        self.config(configuration(ctx))
+
+    def _opened(self, since: int | None = None) -> Any:
+        """The event file, opened if need be: what others hold of the steps from `since` on is replaced."""
+        from tensorboardX import SummaryWriter
+
+        if self._writer is None:
+            suffix = f".{os.getpid()}.{next(self._numbers)}"
+            self._writer = SummaryWriter(str(self.directory), purge_step=since, filename_suffix=suffix)
+        return self._writer
+
+    def config(self, values: Mapping[str, Any], /) -> None:
+        """Write what a run is, as text, under `config`."""
+        text = json.dumps(values, indent=2, default=str)
+        with self._lenient:
+            self._opened().add_text("config", "".join(f"    {line}\n" for line in text.splitlines()), 0)
+
+    def log(self, row: Mapping[str, Any], step: int, /) -> None:
+        """Write a row by hand, in a loop of one's own; in a run the events do it."""
+        with self._lenient:
+            writer = self._opened()
+            self._write(row, "", step)
+            writer.flush()
 
     def on_log(self, ctx: LoopContext) -> None:
         """Write the running means."""
@@ -104,8 +122,9 @@ class TensorBoardLogger:
         del ctx
         self.close()
 
-    def close(self) -> None:
-        """Close the event file."""
+    def close(self, status: str = "failed") -> None:
+        """Close the event file; how the run ended is not in it."""
+        del status
         writer, self._writer = self._writer, None
         if writer is not None:
             with self._lenient:

@@ -238,6 +238,16 @@ class Checkpointer:
         self.wait()
         return sorted(self._shelf.index())
 
+    def path(self, step: int) -> Path:
+        """The directory of a step, to be copied as a whole.
+
+        Raises:
+          CheckpointError: if there is no such step.
+        """
+        if step not in self.steps():
+            raise CheckpointError(f"no step {step} in {self.directory}; there are {self.steps()}")
+        return self.directory / self._shelf.index()[step]
+
     def emptied(self) -> list[int]:
         """The steps of which only directories are left, since somebody has deleted their files."""
         self.wait()

@@ -55,6 +55,7 @@ class LoopContext:
       stop_reason: why the run will stop after this event, or None.
       diverged: at `on_fit_end`, whether the run came to nothing: no loss of it was finite, or the last one was not,
         and neither are the parameters.
+      status: at `on_fit_end`, how the run ended: `"done"`, `"stopped"`, `"interrupted"` or `"diverged"`.
       rollback_reason: why the run goes back to its last good checkpoint after this event, or None.
       bad_steps: whether a callback has found the run's steps bad, so that the first is worth keeping.
       save_requested: whether a callback has asked for a checkpoint.
@@ -82,6 +83,7 @@ class LoopContext:
     run_dir: Any = None
     stop_reason: str | None = None
     diverged: bool = False
+    status: str = "running"
     rollback_reason: str | None = None
     bad_steps: bool = False
     save_requested: bool = False

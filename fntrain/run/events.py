@@ -12,8 +12,10 @@ import numpy as np
 from .._core.check import did_you_mean
 from .._core.errors import ConfigError
 from .._core.typing import PyTree
+from ..protocols import Tracker
 from .callback import EVENTS as EVENTS, events_of
 from .context import LoopContext
+from .tracking import Tracking
 
 _KERAS = {"on_train_begin": "on_fit_begin", "on_train_end": "on_fit_end"}
 
@@ -33,7 +35,8 @@ class CallbackList:
 
     Args:
       callbacks: objects with methods named as `EVENTS`, each taking the LoopContext; or plain functions of the
-        epoch's logs, called at the end of an epoch, whose returned dict, if any, is merged into them.
+        epoch's logs, called at the end of an epoch, whose returned dict, if any, is merged into them; or Trackers
+        (`fntrain.protocols.Tracker`), which are given the rows.
 
     Raises:
       ConfigError: if one is neither, such as a class instead of its instance; if a method takes other arguments, or
@@ -58,7 +61,9 @@ class CallbackList:
     def __init__(self, callbacks: Iterable[Any] = ()):
         self.callbacks: list[Any] = []
         for callback in callbacks:
-            self.callbacks += callback.callbacks if isinstance(callback, CallbackList) else [callback]
+            self.callbacks += (
+                callback.callbacks if isinstance(callback, CallbackList) else [_tracked(callback)]
+            )
         # Looked up once: an event that nobody listens to costs nothing in the loop.
         self._listeners: dict[str, list[Callable[[LoopContext], Any]]] = {event: [] for event in EVENTS}
         for callback in self.callbacks:
@@ -189,6 +194,13 @@ class CallbackList:
         raise AttributeError(name)
 
 
+def _tracked(callback: Any) -> Any:
+    """A Tracker as a callback; what is one already, as it is."""
+    if isinstance(callback, type) or not isinstance(callback, Tracker) or events_of(callback):
+        return callback
+    return Tracking(callback)
+
+
 def _listeners(callback: Any) -> list[tuple[str, Callable[[LoopContext], Any]]]:
     """The events that an object listens to, and how each is called."""
     if any(base.__module__.split(".")[0] == "keras" for base in type(callback).__mro__):
@@ -287,6 +299,7 @@ def _text_of(entry: dict[str, Any]) -> str:
 
 
 def _name(callback: Any) -> str:
+    callback = callback.tracker if isinstance(callback, Tracking) else callback
     return getattr(callback, "__qualname__", None) or type(callback).__name__
 
 

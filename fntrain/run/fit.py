@@ -155,7 +155,7 @@ def fit(
       evaluate_at: at which parameters validations are: `"params"`, those trained; `"averaged"`, those of the `ema` (or
         another average, schedule-free ones too) in the optimizer; `"both"`, the second in columns `val_averaged_…`.
       validation_every: steps between validations besides those at an epoch's end; `on_validation_end` sees them.
-      callbacks: functions of the epoch's logs, or objects with methods named as `callbacks.EVENTS`.
+      callbacks: functions of the epoch's logs, objects with methods named as `callbacks.EVENTS`, or Trackers.
       run_dir: a directory for config, metrics and checkpoints. In use already is an error, unless `resume`.
       checkpoint_every: steps between checkpoints, or the time between them, `"30s"`, `"10min"`, `"2h"`, after which
         the next step's edge saves; None saves at each epoch's end. The last step is always saved.

@@ -99,8 +99,9 @@ class Loop:
                 self.rescue.keep(ctx.state, ctx.step - 1)
             self._note_unfinished()
             ctx.diverged = self._has_diverged()
+            ctx.status = self._status(interrupted)
             if self.run is not None:
-                self.run.note(status=self._status(interrupted))
+                self.run.note(status=ctx.status)
             self.callbacks.call("on_fit_end", ctx)
         except BaseException as error:
             self.callbacks.close(error)
