@@ -1,9 +1,9 @@
 """EarlyStopping: end a run that no longer improves."""
 
-import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import sharding, tree
@@ -12,9 +12,10 @@ from .._core.errors import ConfigError
 from .._core.ranking import improves
 from ..run.context import LoopContext, Mode
 from ..run.monitor import Monitor
-from ..run.rescue import has_finite_params
+from ..run.rescue import finite_params
 from ..step import programs
 from ..transforms.plateau import StopOnPlateauState, stop_on_plateau
+from .by_member import of_each, picked
 
 
 class EarlyStopping:
@@ -25,6 +26,9 @@ class EarlyStopping:
 
     Where validations fall inside epochs (`validation_every`), a column of theirs is looked at in each of them, and
     patience counts validations. A column of the training is looked at when an epoch ends.
+
+    Of a population each member is judged by its own value, and the run stops once every one's own run would have. What
+    a member has come to after that is not looked at any more: with `restore_best` it ends as its own run does.
 
     Args:
       monitor: a column of the epoch's logs.
@@ -40,9 +44,9 @@ class EarlyStopping:
       restore_best_weights: Keras's name for `restore_best`.
 
     Attributes:
-      best: the best value so far, or None.
-      best_epoch: its epoch, or None.
-      best_step: its step, or None.
+      best: the best value so far, or None; of a population, `[N]`, NaN where there is none.
+      best_epoch: its epoch, or None; of a population, `[N]`, 0 where there is none.
+      best_step: its step, likewise.
 
     Raises:
       ConfigError: if an argument is out of range, or both names of one are given; by `fit`, before anything runs
@@ -96,14 +100,16 @@ class EarlyStopping:
 
     def _reset(self) -> None:
         self._checks: StopOnPlateauState = stop_on_plateau(self.patience).init()
-        self.best_epoch: int | None = None
-        self.best_step: int | None = None
+        self.best_epoch: Any = None
+        self.best_step: Any = None
         self._inside = False  # whether it has looked at a validation inside an epoch
         self._weights: dict[str, Any] = {}  # of the best epoch, by path
 
     @property
-    def best(self) -> float | None:
+    def best(self) -> Any:
         """The best value so far."""
+        if np.ndim(self.best_epoch):
+            return np.where(self.best_epoch > 0, self._checks.best, np.nan)
         return None if self.best_epoch is None else float(self._checks.best)
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
@@ -128,44 +134,76 @@ class EarlyStopping:
         self._check(ctx)
 
     def _check(self, ctx: LoopContext) -> None:
-        value = self._watched.read(ctx)
+        value = self._watched.each(ctx)
         if ctx.epoch <= self.start_from_epoch:
             return
-        if self.restore_best and not has_finite_params(ctx.state):
-            value = math.nan
-        before = self._checks
-        self._checks, _ = self._rule.update(before, value)
-        if self._checks.bad_checks == 0:
-            self.best_epoch, self.best_step = ctx.epoch, ctx.step
-            if self.restore_best:
-                self._weights = dict(tree.items(programs.copied(_weights(ctx))))
-            if self.baseline is not None and not improves(
-                value, self.baseline, self._watched.direction, self.min_delta
-            ):
-                bad = min(int(before.bad_checks) + 1, self.patience)
-                self._checks = self._checks._replace(bad_checks=np.asarray(bad, np.int32))
+        if self.restore_best:
+            value = np.where(finite_params(ctx.state), value, np.nan)
+        before = of_each(self._checks, value)
+        after, _ = self._rule.update(before, value)
+        if np.ndim(value):  # a member whose own run has stopped goes along, unseen
+            stopped = before.bad_checks >= self.patience
+            after = StopOnPlateauState(*(np.where(stopped, a, b) for a, b in zip(before, after)))
+        improved = after.bad_checks == 0
+        if np.any(improved):
+            self._note(improved, ctx)
+            if self.baseline is not None:
+                short = improved & ~improves(value, self.baseline, self._watched.direction, self.min_delta)
+                counted = np.minimum(before.bad_checks + np.int32(1), np.int32(self.patience))
+                after = after._replace(bad_checks=np.where(short, counted, after.bad_checks))
+        self._checks = after
         self._stop_if_due(ctx)
+
+    def _note(self, improved: Any, ctx: LoopContext) -> None:
+        """Note where the best is, and keep its weights; of a population, those of the members that have improved."""
+        many = bool(np.ndim(improved))
+        if many:
+            known = (0, 0) if self.best_epoch is None else (self.best_epoch, self.best_step)
+            epoch, step = of_each(known, improved)
+            self.best_epoch, self.best_step = (
+                np.where(improved, ctx.epoch, epoch),
+                np.where(improved, ctx.step, step),
+            )
+        else:
+            self.best_epoch, self.best_step = ctx.epoch, ctx.step
+        if self.restore_best:
+            now = dict(tree.items(_weights(ctx)))
+            some = many and bool(self._weights)
+            self._weights = _chosen(improved, now, self._weights) if some else programs.copied(now)
 
     def on_fit_end(self, ctx: LoopContext) -> None:
         """Put the best parameters back."""
         if self._weights:
-            best = like(self._weights, _weights(ctx))
-            ctx.state = ctx.state.replace(**best)
+            now = _weights(ctx)
+            best = self._weights
+            if np.ndim(self.best_epoch):
+                best = _chosen(self.best_epoch > 0, best, dict(tree.items(now)))
+            ctx.state = ctx.state.replace(**like(best, now))
 
     def _stop_if_due(self, ctx: LoopContext) -> None:
-        if self._checks.bad_checks >= self.patience:
-            what = "validation" if self._inside else "epoch"
-            short = self.baseline is not None and not improves(
-                float(self._checks.best), self.baseline, self._watched.direction, self.min_delta
-            )
-            on = f" on the baseline {self.baseline:g}" if short else ""
-            reason = (
-                f"{self.monitor} has not improved{on} for {self.patience} {what}{'s' * (self.patience > 1)}"
-            )
-            if self.best is not None:
-                where = f"step {self.best_step}" if self._inside else f"epoch {self.best_epoch}"
-                reason += f": the best is {self.best:.6g}, of {where}"
-            ctx.stop(reason)
+        if not np.all(self._checks.bad_checks >= self.patience):
+            return
+        what = "validation" if self._inside else "epoch"
+        best = np.ravel(self._checks.best)  # the best of one run, or of each member
+        first = int(np.argmin(best) if self._watched.direction == "min" else np.argmax(best))
+        short = self.baseline is not None and not improves(
+            float(best[first]), self.baseline, self._watched.direction, self.min_delta
+        )
+        on = f" on the baseline {self.baseline:g}" if short else ""
+        of = f" in any of {len(best)} members" if np.ndim(self._checks.best) else ""
+        reason = (
+            f"{self.monitor} has not improved{on} for {self.patience} {what}{'s' * (self.patience > 1)}{of}"
+        )
+        if self.best_epoch is not None:
+            epoch, step = np.ravel(self.best_epoch)[first], np.ravel(self.best_step)[first]
+            where = f"step {step}" if self._inside else f"epoch {epoch}"
+            reason += f": the best is {best[first]:.6g}, of {where}"
+        ctx.stop(reason)
+
+    def regroup(self, parents: np.ndarray) -> None:
+        """Go on with what each member's parent had."""
+        self._checks, self._weights = picked((self._checks, self._weights), parents)
+        self.best_epoch, self.best_step = picked((self.best_epoch, self.best_step), parents)
 
     def watches(self) -> dict[str, Any]:
         """The column and which of its values are better, by which a resumed run knows its state again."""
@@ -192,6 +230,16 @@ class EarlyStopping:
             raise ConfigError(
                 "`restore_best` must be False: the run that is resumed has kept no best weights"
             )
+
+
+@jax.jit
+def _chosen(which: jax.Array, these: dict[str, Any], those: dict[str, Any]) -> dict[str, Any]:
+    """Of some members these arrays, of the others those."""
+
+    def choice(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(which.reshape(which.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choice, these, those)
 
 
 def _weights(ctx: LoopContext) -> dict[str, Any]:

@@ -9,9 +9,12 @@ import numpy as np
 
 from .. import tree
 from .._core import check
+from .._core.errors import ConfigError
 from .._core.typing import PyTree
 from ..run.context import Histogram, LoopContext
 from ..run.events import last_of
+from ..run.history import EACH
+from ..step import members
 from ..step.step import compute_gradients, train_step
 from ..step.task import Task
 
@@ -31,6 +34,8 @@ class GradientStats:
     - `layer_gradient_norm` and `layer_update_ratio`: the same for each layer, as a dict. A layer is all trained
       leaves that share their path but for its last part: `layers/0` of `layers/0/kernel`.
 
+    Of a population each has the mean over its members, and in `gradient_norm_each` and so on that of each.
+
     Args:
       every: measure every so many epochs, >= 1.
       histograms: also form, in the same pass, the histograms of each layer's gradients and parameters, in 64 bins
@@ -38,7 +43,7 @@ class GradientStats:
         one writes them.
 
     Raises:
-      ConfigError: if `every` is no integer >= 1.
+      ConfigError: if `every` is no integer >= 1; by `fit`, for `histograms` of a population.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -57,6 +62,14 @@ class GradientStats:
         self.every: int = check.integer("every", every, at_least=1)
         self.histograms: bool = check.flag("histograms", histograms)
 
+    def on_fit_begin(self, ctx: LoopContext) -> None:
+        """Refuse histograms of many runs."""
+        if self.histograms and members.count(ctx.state) is not None:
+            raise ConfigError(
+                "`GradientStats(histograms=True)` draws one run, and the state is a population's: leave `histograms` "
+                "out, or train one member, `population.member(states, i)`"
+            )
+
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Measure, if that is due."""
         if ctx.epoch % self.every or ctx.last_batch is None:
@@ -65,6 +78,9 @@ class GradientStats:
         if stacked:
             batch, weight = last_of((batch, weight))
         values, histograms = jax.device_get(_measured(ctx.task, self.histograms, ctx.state, batch, weight))
+        if isinstance(values, members.Spread):
+            ctx.logs.update({name + EACH: x for name, x in values.each.items()})
+            values = values.value
         ctx.logs.update(jax.tree.map(float, values))
         for name, (counts, low, high, *sums) in histograms.items():
             if counts.any():
@@ -75,6 +91,13 @@ class GradientStats:
 @partial(jax.jit, static_argnums=(0, 1))
 def _measured(
     task: Task, histograms: bool, state: Any, batch: PyTree, weight: Any
+) -> tuple[Any, dict[str, Any]]:
+    values, drawn = members.over_members(partial(_of_one_run, histograms))(task, state, batch, weight)
+    return values if members.count(state) is None else members.spread(values), drawn
+
+
+def _of_one_run(
+    histograms: bool, task: Task, state: Any, batch: PyTree, weight: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     _, grads = compute_gradients(task, state, batch, weight)
     after, _ = train_step(task, state, batch, weight)

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from .. import schedules
 from .._core import check
 from .._core.errors import ConfigError
 from ..run.context import LoopContext
 from ..transforms.hyperparams import set_multiplier
+from .by_member import picked
 from .rate_nodes import nodes
 from .reduce_lr import ReduceLROnPlateau
 
@@ -34,7 +36,8 @@ class LearningRateScheduler:
     The compiled step stays as it is: what changes is a number in the optimizer's state. Meant for an optimizer
     with a constant learning rate. Where that is a schedule, the function is what it counts from: the rate is
     the function's value times the schedule's, over what the schedule was at the run's beginning. Where groups
-    of parameters have rates of their own, it is the rate of the first, and the others keep their ratio to it.
+    of parameters have rates of their own, it is the rate of the first, and the others keep their ratio to it. In a
+    population it is the rate of every member, whatever it was; what a controller makes of a rate later stays in it.
 
     By name it is one of `fntrain.schedules` over epochs, whose arguments are `options`, so that `steps` are epochs
     and the first has number 0; a tuple is what `schedules.get` takes, likewise. `"reduce_on_plateau"` makes a
@@ -94,7 +97,7 @@ class LearningRateScheduler:
             raise ConfigError(f"`{next(iter(options))}` is for a scheduler by name, and `function` is given")
         check.function("function", function, "(epoch) -> learning rate")
         self.function: Any = function
-        self._base: float | None = None
+        self._base: Any = None  # a number; of a population, `[N]`
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start anew."""
@@ -105,15 +108,19 @@ class LearningRateScheduler:
         """Set the rate of the epoch."""
         if self._base is None:
             first = nodes(ctx.state)[0]
-            if not first.learning_rate > 0:
+            if not np.all(first.learning_rate > 0):
                 raise ConfigError(
                     "LearningRateScheduler multiplies the optimizer's learning rate, which is 0 at the beginning: "
                     "give the optimizer a constant rate > 0"
                 )
-            self._base = float(first.learning_rate / first.multiplier)
+            self._base = np.asarray(first.learning_rate / first.multiplier, np.float64)
         rate = jax.device_get(self.function(ctx.epoch))
         check.number(f"function({ctx.epoch})", rate, at_least=0)
         ctx.state = set_multiplier(ctx.state, float(rate) / self._base)
+
+    def regroup(self, parents: np.ndarray) -> None:
+        """Go on with what each member's parent had."""
+        self._base = picked(self._base, parents)
 
     def state(self) -> dict[str, Any]:
         """The rate that the function's value is divided by."""

@@ -8,7 +8,7 @@ import jax
 from .._core.errors import ConfigError
 from ..run.context import LoopContext
 from ..run.history import History
-from ..show.text import number_text, reading_order
+from ..show.text import is_end, reading_order, value_text
 from ..step.task import COLUMNS
 
 
@@ -56,6 +56,7 @@ class MetricLogger:
         self.history.append(ctx.logs)
         if self.write is not None and jax.process_index() == 0:
             names = [n for n, x in ctx.logs.items() if isinstance(x, int | float) and n not in COLUMNS]
-            values = [f"{name} {number_text(ctx.logs[name])}" for name in sorted(names, key=reading_order)]
+            names = [name for name in sorted(names, key=reading_order) if not is_end(name, ctx.logs)]
+            values = [f"{name} {value_text(name, ctx.logs)}" for name in names]
             where = f"epoch {ctx.epoch}" + (f", step {ctx.step}" if ctx.validated else "")
             self.write("  ".join([where, *values]))

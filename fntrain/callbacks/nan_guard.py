@@ -11,9 +11,11 @@ from .. import sharding, tree
 from .._core import check
 from .._core.errors import ConfigError, NonFiniteError
 from ..run.context import LoopContext
+from ..step import members
 from ..step.provenance import bad_step
 from ..transforms.guard import all_finite
 from ..transforms.types import Guard, nodes, skipped as skipped_last
+from .by_member import picked
 
 
 class NaNGuard:
@@ -33,13 +35,16 @@ class NaNGuard:
       the state that the run began with), and on with the data behind them: the steps in between count as taken, so
       keys and data are new. It needs a `run_dir`. If there is no such state, the run stops.
 
+    Of a population, a member whose steps are bad is a finding, and the others go on: it ends once this would have ended
+    every member's own run. To go on from good members in the place of bad ones is what `population.pbt` does.
+
     Args:
       patience: how many bad steps in a row are too many, >= 1.
       action: `"stop"`, `"raise"` or `"rollback"`.
 
     Raises:
       ConfigError: if `patience` is no integer >= 1, or `action` another word; by `fit`, if there is nothing to roll
-        back to for want of a run directory.
+        back to for want of a run directory, or the state is a population's.
       NonFiniteError: by `fit`, at the end of a run that it ended with `"raise"`.
 
     Examples:
@@ -78,11 +83,18 @@ class NaNGuard:
         """Start anew."""
         if self.action == "rollback" and ctx.run_dir is None:
             raise ConfigError("`NaNGuard(action='rollback')` needs a run directory: `fit(..., run_dir=...)`")
+        if self.action == "rollback" and members.count(ctx.state) is not None:
+            raise ConfigError(
+                "`NaNGuard(action='rollback')` takes a whole run back, and the members of a population do not go bad "
+                "together: have `population.pbt()` put copies of good ones in the place of bad ones, or choose "
+                "`action='stop'`, which stops once all are bad"
+            )
         self._reset()
 
     def on_step_end(self, ctx: LoopContext) -> None:
         """Count, on the device."""
         if isinstance(self._counts, np.ndarray):  # at the beginning, and behind a resume
+            self._counts = np.broadcast_to(self._counts, (*np.shape(ctx.state.step), 5))
             self._counts = sharding.put_like(self._counts, ctx.state.step)
         self._counts = _count(self._counts, ctx.state)
 
@@ -101,16 +113,18 @@ class NaNGuard:
             raise NonFiniteError(self._reason)
 
     def _act_if_due(self, counts: Any, ctx: LoopContext) -> None:
-        if counts is None or (most := int(jax.device_get(counts)[1])) < self.patience:
+        if counts is None or (most := int(np.min(jax.device_get(counts)[..., 1]))) < self.patience:
             return
+        number = members.count(ctx.state)
         flags = dict(tree.items(jax.device_get(_finite_leaves(ctx.state.params))))
         bad = [path for path, finite in flags.items() if not finite]
         guarded = tree.has(ctx.state.opt_state, Guard)
-        first = bad_step(ctx.task, ctx.state) if guarded else None
+        first = bad_step(ctx.task, ctx.state) if guarded and number is None else None
         what = "skipped, as not finite" if first is not None or not guarded else "skipped"  # spikes, that is
         what = f"not finite: params {tree.some(bad)}" if bad else what
         reason = f"{most} step{'s' * (most > 1)} in a row {'was' if most == 1 else 'were'} {what}"
         reason += f"; most recently, {first}" if first is not None else ""
+        reason = reason if number is None else f"of each of {number} members, {reason}"
         ctx.bad_steps = True
         if self.action == "rollback":
             self._reset()
@@ -118,6 +132,10 @@ class NaNGuard:
         else:
             self._reason = reason
             ctx.stop(reason)
+
+    def regroup(self, parents: np.ndarray) -> None:
+        """Go on with what each member's parent had."""
+        self._counts, self._late = picked((self._counts, self._late), parents)
 
     def state(self) -> dict[str, Any]:
         """The counts."""
@@ -130,6 +148,10 @@ class NaNGuard:
 
 @jax.jit
 def _count(counts: jax.Array, state: Any) -> jax.Array:
+    return _counted(counts, state) if counts.ndim == 1 else jax.vmap(_counted)(counts, state)
+
+
+def _counted(counts: jax.Array, state: Any) -> jax.Array:
     in_a_row, most, updates, total, steps = counts
     skipped = skipped_last(state.opt_state)
     if skipped is None:

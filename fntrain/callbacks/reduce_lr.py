@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from .._core import check
 from ..run.context import LoopContext, Mode
@@ -11,6 +12,7 @@ from ..run.monitor import Monitor
 from ..transforms.decay import ScaleByLearningRateState
 from ..transforms.hyperparams import placed_like, replace_nodes
 from ..transforms.plateau import PlateauState, plateau
+from .by_member import of_each, picked
 from .rate_nodes import nodes
 
 
@@ -24,7 +26,7 @@ class ReduceLROnPlateau:
 
     The compiled step stays as it is: what changes is a number in the optimizer's state. A schedule goes on
     below it, and may take the rate below `min_lr` itself. Don't combine it with `LearningRateScheduler`, which
-    sets the rate.
+    sets the rate. Of a population, each member's rate is reduced when that member's own value no longer improves.
 
     Args:
       monitor: a column of the epoch's logs.
@@ -75,7 +77,7 @@ class ReduceLROnPlateau:
         self.monitor: str = monitor
         self.factor: float = float(factor)
         self.min_lr: float = float(min_lr)
-        self._bases: list[tuple[int, float]] = []  # of each rate: when it was last reduced, and from what
+        self._bases: list[tuple[Any, Any]] = []  # of each rate: when it was last reduced, and from what
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """Start anew."""
@@ -95,25 +97,38 @@ class ReduceLROnPlateau:
         self._check(ctx)
 
     def _check(self, ctx: LoopContext) -> None:
-        before = self._checks.scale
-        self._checks, scale = self._rule.update(self._checks, self._watched.read(ctx))
-        if scale < before:
+        value = self._watched.each(ctx)
+        before = of_each(self._checks, value)
+        self._checks, scale = self._rule.update(before, value)
+        due = scale < before.scale
+        if np.any(due):
             known, self._bases = iter(self._bases), []
 
             def reduced(node: ScaleByLearningRateState) -> ScaleByLearningRateState:
-                return self._reduced(node, next(known, (-1, 0.0)))
+                return self._reduced(node, next(known, (-1, 0.0)), due)
 
             opt_state = replace_nodes(ctx.state.opt_state, ScaleByLearningRateState, reduced)
             ctx.state = ctx.state.replace(opt_state=opt_state)
 
-    def _reduced(self, node: ScaleByLearningRateState, known: tuple[int, float]) -> ScaleByLearningRateState:
-        count, rate, multiplier = (x.item() for x in jax.device_get(tuple(node)))
+    def _reduced(
+        self, node: ScaleByLearningRateState, known: tuple[Any, Any], due: Any
+    ) -> ScaleByLearningRateState:
+        count = jax.device_get(node.count)
+        rate, multiplier = (
+            np.asarray(x, np.float64) for x in jax.device_get((node.learning_rate, node.multiplier))
+        )
         # The rate in the state is that of the last update, and knows nothing of a reduction since.
-        base = known[1] if count == known[0] else rate / multiplier if multiplier > 0 else 0.0
+        base = np.where(count == known[0], known[1], _ratio(rate, multiplier, 0.0))
         self._bases.append((count, base))
-        floor = min(multiplier, self.min_lr / base) if base > 0 else multiplier
-        lower = multiplier * self.factor if self.min_lr == 0 else max(multiplier * self.factor, floor)
-        return node._replace(multiplier=placed_like(lower, node.multiplier))
+        floor = np.minimum(multiplier, _ratio(self.min_lr, base, np.inf))
+        lower = multiplier * self.factor
+        lower = lower if self.min_lr == 0 else np.maximum(lower, floor)
+        return node._replace(multiplier=placed_like(np.where(due, lower, multiplier), node.multiplier))
+
+    def regroup(self, parents: np.ndarray) -> None:
+        """Go on with what each member's parent had."""
+        self._checks = picked(self._checks, parents)
+        self._bases = [(picked(count, parents), picked(base, parents)) for count, base in self._bases]
 
     def watches(self) -> dict[str, Any]:
         """The column and which of its values are better, by which a resumed run knows its state again."""
@@ -127,4 +142,8 @@ class ReduceLROnPlateau:
         """Go on with them."""
         # The first version saved the checks alone.
         self._checks = PlateauState(**state.get("checks", state))
-        self._bases = [(int(count), float(base)) for count, base in state.get("bases", ())]
+        self._bases = [(np.asarray(count), np.asarray(base)) for count, base in state.get("bases", ())]
+
+
+def _ratio(a: Any, b: np.ndarray, otherwise: float) -> np.ndarray:
+    return np.where(b > 0, a / np.where(b > 0, b, 1.0), otherwise)

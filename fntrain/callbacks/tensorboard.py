@@ -14,7 +14,7 @@ from .._core.errors import ConfigError
 from .._core.lenient import Lenient
 from ..run.context import LoopContext
 from ..run.tracking import configuration, since
-from ..show.text import is_number
+from ..show.text import is_end, is_number
 from ..step.task import COLUMNS
 
 
@@ -22,9 +22,10 @@ class TensorBoardLogger:
     """Write scalars for TensorBoard: each epoch's row, and running means of the epoch under `running/`.
 
     Steps are the run's steps. An entry that is a dict gives one scalar a key, `name/key`; arrays and text are
-    left out. Histograms come from a `GradientStats(histograms=True)` that stands before this one. In a directory
-    that holds events already, those of steps that the run has not reached yet are marked as replaced. A disk that is
-    full is warned of, and ends no run. It is a Tracker too (`fntrain.protocols.Tracker`).
+    left out. A value with an interval (`metrics.bootstrap`) is drawn with its band, under Custom scalars. Histograms come
+    from a `GradientStats(histograms=True)` that stands before this one. In a directory that holds events already, those
+    of steps that the run has not reached yet are marked as replaced. A disk that is full is warned of, and ends no run.
+    It is a Tracker too (`fntrain.protocols.Tracker`).
 
     Args:
       directory: where the event files go; made if need be.
@@ -55,7 +56,7 @@ class TensorBoardLogger:
         self.close()
         if jax.process_index() != 0:
             return
-        self._lenient = Lenient(str(self.directory))
+        self._lenient, self._has_bands = Lenient(str(self.directory)), False
         with self._lenient:
             self._opened(since(ctx))
         self.config(configuration(ctx))
@@ -103,6 +104,7 @@ class TensorBoardLogger:
             return
         with self._lenient:
             self._write(ctx.logs, "", ctx.step)
+            self._draw_intervals(ctx.logs)
             for name, drawn in ctx.histograms.items():
                 self._writer.add_histogram_raw(
                     name,
@@ -129,6 +131,14 @@ class TensorBoardLogger:
         if writer is not None:
             with self._lenient:
                 writer.close()
+
+    def _draw_intervals(self, logs: Mapping[str, Any]) -> None:
+        """Once, have each value with an interval drawn with its band, under Custom scalars."""
+        names = [name for name in logs if is_end(f"{name}_low", logs)]
+        if names and not self._has_bands:
+            bands = {name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in names}
+            self._writer.add_custom_scalars({"intervals": bands})
+            self._has_bands = True
 
     def _write(self, logs: Mapping[str, Any], prefix: str, step: int) -> None:
         for name, value in logs.items():

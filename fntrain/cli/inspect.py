@@ -66,11 +66,11 @@ def _of(n: int, total: int | None) -> str:
 
 
 def _metrics(row: dict[str, Any]) -> list[tuple[str, ...]]:
-    from ..show.text import number_text
+    from ..show.text import is_end, value_text
 
     row = {n: x for n, x in row.items() if n not in ("epoch", "step") and not isinstance(x, list | dict)}
-    names = dict.fromkeys(name.removeprefix("val_") for name in row)
-    return [(n, *(number_text(row[m]) if m in row else "" for m in (n, f"val_{n}"))) for n in names]
+    names = dict.fromkeys(name.removeprefix("val_") for name in row if not is_end(name, row))
+    return [(n, *(value_text(m, row) if m in row else "" for m in (n, f"val_{n}"))) for n in names]
 
 
 def _checkpoints(checkpoints: "Checkpointer", rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:

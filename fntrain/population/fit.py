@@ -15,6 +15,7 @@ from .._core.ranking import Direction
 from ..checkpoint.checkpointer import Checkpointer
 from ..run import epoch as epoch_lib, fit as run_lib
 from ..run.context import LoopContext
+from ..run.events import CallbackList
 from ..run.fit import FitResult
 from ..run.history import EACH
 from ..show.notebook import Cell, page
@@ -98,7 +99,9 @@ def fit(
     """Train a population: `fit` of all its members in one program.
 
     Rows of the history have the mean over members under a column's name (`val_loss`; of those where it is finite) and
-    an array with each member's as `val_loss_each`; `plots.population` draws both. Monitors of callbacks see the mean.
+    an array with each member's as `val_loss_each`; `plots.population` draws both. Callbacks decide for each member by
+    its own values (`EarlyStopping`, `ReduceLROnPlateau`, `NaNGuard`), or are of all together: a `ModelCheckpoint` or
+    `keep_best` keeps the whole population, and goes by the mean.
 
     Args:
       task: the Task.
@@ -120,8 +123,8 @@ def fit(
       A PopulationResult, `(states, history, …)`.
 
     Raises:
-      ConfigError: if a controller has no validation to go by, `monitor` is no column, or `states` is no population's;
-        as `fit` too.
+      ConfigError: if a controller has no validation to go by, or would change whose mean `keep_best` compares;
+        if `monitor` is no column, or `states` is no population's; as `fit` too.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -141,6 +144,12 @@ def fit(
     number = size(states)
     if controller is not None:
         validation_every = _check(controller, validation_data, validation_every)
+        if options.get("keep_best"):
+            raise ConfigError(
+                "`keep_best` compares the mean of all members, and a controller changes who they are: "
+                "`result.winner()` is the best member, and `callbacks.ModelCheckpoint` saves populations as they were "
+                "measured"
+            )
     column = monitor or ("loss" if validation_data is None else "val_loss")
     control = Control(controller, column, mode, number, seed)
     given = [states]
@@ -158,7 +167,11 @@ def controlled(
     begun = _numbers(own[0])
     if options.get("resume") and options.get("run_dir") is not None:
         own.append(_as_saved(own.pop(), check.path("run_dir", options["run_dir"]), control))
-    result = run_lib.fit(task, own.pop(), data, callbacks=[control, *callbacks], **options)
+    control.others = CallbackList(callbacks).callbacks
+    # It says first whose row it is, and acts last, when all others have seen the members that the row is of.
+    result = run_lib.fit(
+        task, own.pop(), data, callbacks=[control, *control.others, _Acting(control)], **options
+    )
     fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(FitResult)}
     return PopulationResult(
         **fields,
@@ -216,6 +229,7 @@ class Control:
         self.seed = seed
         self.direction: Direction | None = None
         self.ids: list[int] = []
+        self.others: list[Any] = []
 
     def on_fit_begin(self, ctx: LoopContext) -> None:
         """All are there; a resumed run's state says otherwise."""
@@ -229,8 +243,11 @@ class Control:
         self.direction = ctx.direction(self.monitor, self.mode)
 
     def on_validation_end(self, ctx: LoopContext) -> None:
-        """Ask the controller, if it is time."""
+        """Say whose row it is."""
         ctx.logs[MEMBERS] = np.array(self.ids)
+
+    def act(self, ctx: LoopContext) -> None:
+        """Ask the controller, if it is time."""
         controller = self.controller
         if controller is None or (controller.every and ctx.step % controller.every):
             return
@@ -239,8 +256,15 @@ class Control:
         scores = _signed(ctx.logs[self.monitor + EACH], self.direction)
         key = jax.random.fold_in(jax.random.key(self.seed), ctx.step)
         ctx.state, parents = controller.apply(ctx.state, scores, key)
+        self.regroup(np.asarray(parents))
+
+    def regroup(self, parents: np.ndarray) -> None:
+        """Tell everyone who remembers something of the members which are there now."""
         if len(parents) < len(self.ids):
-            self.ids = [self.ids[i] for i in np.asarray(parents)]
+            self.ids = [self.ids[i] for i in parents]
+        for callback in self.others:
+            if callable(regroup := getattr(callback, "regroup", None)):
+                regroup(parents)
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Say whose row it is, if no validation has."""
@@ -257,6 +281,24 @@ class Control:
     def watches(self) -> dict[str, Any]:
         """What decides who is left."""
         return {"controller": repr(self.controller), "monitor": self.monitor, "members": self.number}
+
+
+class _Acting:
+    """The last of all callbacks, at which a Control acts: at a validation inside an epoch, or at the epoch's end."""
+
+    adds_logs = False
+
+    def __init__(self, control: Control):
+        self.control = control
+
+    def on_validation_end(self, ctx: LoopContext) -> None:
+        """Act, if the epoch does not end here."""
+        if ctx.validated:
+            self.control.act(ctx)
+
+    def on_epoch_end(self, ctx: LoopContext) -> None:
+        """Act."""
+        self.control.act(ctx)
 
 
 def _signed(scores: Any, direction: Direction | None) -> np.ndarray:

@@ -189,9 +189,8 @@ class _Trials(Control):
         super().on_fit_begin(ctx)
         self.pruned = []
 
-    def on_validation_end(self, ctx: LoopContext) -> None:
+    def act(self, ctx: LoopContext) -> None:
         """Report, prune, and go on without those that were, once they are half of all: each size is a program."""
-        super().on_validation_end(ctx)
         for i, value in zip(self.ids, ctx.logs[self.monitor + EACH].tolist()):
             if i in self.pruned or not np.isfinite(value):
                 continue
@@ -205,7 +204,7 @@ class _Trials(Control):
             ctx.stop("every trial is pruned")
         elif 2 * len(left) <= len(self.ids):
             ctx.state = select(ctx.state, left)
-            self.ids = [self.ids[place] for place in left]
+            self.regroup(np.array(left))
 
     def _is_beaten(self, trial: Any, value: float, step: int) -> bool:
         if not isinstance(self.pruner, Rungs):

@@ -27,6 +27,8 @@ class Callback:
     - `adds_logs = False`: it adds no columns, so that monitors can be checked before anything runs.
     - `needs_every_step`: whether `on_step_end` is to be called for each step, and not for each dispatch; True unless
       it says otherwise.
+    - `regroup(parents)`: what it remembers of each member of a population, it remembers of that member's parent from
+      now on: a controller has replaced the members by `parents`, an array of their places before.
     - `wants_batch = True`: it reads `ctx.last_batch`. `rolls_back = True`: it may call `ctx.roll_back`.
 
     Examples:

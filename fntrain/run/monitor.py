@@ -13,6 +13,7 @@ from .._core.ranking import Direction
 from ..metrics.names import ALIASES
 from ..step.task import COLUMNS
 from .context import LoopContext, Mode
+from .history import EACH
 
 
 class Monitor:
@@ -76,6 +77,16 @@ class Monitor:
             known = [name for name, x in ctx.logs.items() if _is_number(x)]
             raise self._missing([name for name in known if name not in COLUMNS])
         return float(value)  # type: ignore[arg-type]
+
+    def each(self, ctx: LoopContext) -> Any:
+        """The same; of a population, an array `[N]` with the value of each member.
+
+        Raises:
+          ConfigError: as `read`.
+        """
+        value = self.read(ctx)
+        each = ctx.logs.get(self.column + EACH)
+        return value if each is None else np.asarray(each, np.float64)
 
     def _of_the_task(self, ctx: LoopContext) -> str:
         """The column of the task's metric that goes by this name too, if there is one."""

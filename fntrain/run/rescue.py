@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import tree
 from .._core.errors import CheckpointError, ConfigError
@@ -178,11 +179,18 @@ class Rescue:
 
 
 _all_finite = jax.jit(all_finite)
+_each_finite = jax.jit(jax.vmap(all_finite))
+
+
+def finite_params(state: TrainState) -> Any:
+    """Whether a state's parameters are finite; of a population, `[N]`."""
+    finite = _all_finite if members.count(state) is None else _each_finite
+    return jax.device_get(finite(tree.split(state.params)[0]))
 
 
 def has_finite_params(state: TrainState) -> bool:
-    """Whether a state's parameters are finite."""
-    return bool(jax.device_get(_all_finite(tree.split(state.params)[0])))
+    """Whether a state's parameters are finite; of a population, whether some member's are."""
+    return bool(np.any(finite_params(state)))
 
 
 def noted(task: Task, state: TrainState) -> BadStep | None:

@@ -14,7 +14,7 @@ from .streams import LogsAbove
 
 if TYPE_CHECKING:
     from rich.console import Console
-from .text import best_index, duration_text, is_number, number_text, reading_order
+from .text import best_index, duration_text, is_end, is_number, number_text, reading_order, value_text
 
 REFRESH_SECONDS = 0.1  # drawing more often than this costs time that nobody sees
 
@@ -278,11 +278,15 @@ class ProgressBar:
     def _shown(self) -> list[str]:
         """List the columns of the epoch's line."""
         quiet = _DETAILS if any(self._columns.get("skipped", ())) else {"skipped", *_DETAILS}
-        return [name for name in self._columns if name not in quiet]
+        return [name for name in self._columns if name not in quiet and not is_end(name, self._columns)]
+
+    def _text(self, name: str, epoch: int) -> str:
+        """A column's value, with its interval if it has one."""
+        return value_text(name, {column: values[epoch] for column, values in self._columns.items()})
 
     def _print_line(self, ctx: Any, now: float, rate: float | None) -> None:
         parts = [f"epoch {_of(ctx.epoch, ctx.epochs)}"]
-        parts += [f"{_short(n)} {number_text(self._columns[n][-1]):<8}" for n in self._shown()]
+        parts += [f"{_short(n)} {self._text(n, -1):<8}" for n in self._shown()]
         parts += [f"{text:>14}" for text in self._rates(ctx, rate)] + [self._eta(ctx, now)]
         self._plain("  ".join(parts))
 
@@ -329,8 +333,10 @@ class ProgressBar:
         first = max(0, len(self._epochs) - MOST_ROWS)
         rows = []
         for i in range(first, len(self._epochs)):
-            values = [(self._columns[name][i], best.get(name) == i) for name in shown]
-            cells = [Cell(number_text(x), is_best, _is_bad(x)) for x, is_best in values]
+            cells = [
+                Cell(self._text(name, i), best.get(name) == i, _is_bad(self._columns[name][i]))
+                for name in shown
+            ]
             speed = self._speeds[i]
             rows.append(
                 [Cell(_of(self._epochs[i], ctx.epochs)), *cells, Cell(number_text(speed) if speed else "")]
@@ -381,9 +387,11 @@ class ProgressBar:
     def _values(self) -> list[str]:
         """List the running values, in reading order."""
         return [
-            f"{self._short(name)} {number_text(self._running[name])}"
+            f"{self._short(name)} {value_text(name, self._running)}"
             for name in sorted(self._running, key=reading_order)
-            if is_number(self._running[name]) and name not in _COUNTS | _DETAILS
+            if is_number(self._running[name])
+            and name not in _COUNTS | _DETAILS
+            and not is_end(name, self._running)
         ]
 
     def _summary(self) -> Any:

@@ -3,7 +3,7 @@
 import math
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ _LOWER = {"loss", "error", "mse", "rmse", "mae", "huber", "nll", "entropy", "per
 _HIGHER = {"accuracy", "precision", "recall", "f1", "auc", "r2", "iou", "score"}
 
 
+ENDS = ("_low", "_high")
+"""What stands behind a column's name where it has the ends of the intervals of that column's values."""
+
+
 def better(name: str) -> Callable[..., Any] | None:
     """Say which is better for a column of that name, `min` or `max`; None where the name doesn't tell.
 
@@ -28,7 +32,8 @@ def better(name: str) -> Callable[..., Any] | None:
       (<built-in function min>, <built-in function max>, None)
     """
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    if words & {"scale", "bound"}:  # loss_scale, roc_auc_bound: not scores themselves
+    # loss_scale, roc_auc_bound, accuracy_low: not scores themselves
+    if words & {"scale", "bound"} or name.endswith(ENDS):
         return None
     return min if words & _LOWER else max if words & _HIGHER else None
 
@@ -90,6 +95,31 @@ def number_text(x: Any) -> str:
         return f"{x:.0f}"
     mantissa, exponent = f"{x:.3e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def is_end(name: str, columns: Iterable[str]) -> bool:
+    """Tell the end of an interval, whose value and other end are there too.
+
+    Examples:
+      >>> columns = ["accuracy", "accuracy_low", "accuracy_high", "pass_low"]
+      >>> [name for name in columns if is_end(name, columns)]
+      ['accuracy_low', 'accuracy_high']
+    """
+    value = next((name.removesuffix(end) for end in ENDS if name.endswith(end)), None)
+    return value is not None and {value, *(value + end for end in ENDS)} <= {*columns}
+
+
+def value_text(name: str, row: Mapping[str, Any]) -> str:
+    """Write the value of a row's column, with its interval if the row has that.
+
+    Examples:
+      >>> row = {"loss": 0.5, "accuracy": 0.93, "accuracy_low": 0.912, "accuracy_high": 0.95}
+      >>> value_text("loss", row), value_text("accuracy", row)
+      ('0.5000', '0.9300 [0.9120, 0.9500]')
+    """
+    low, high = (row.get(name + end) for end in ENDS)
+    said = number_text(row.get(name))
+    return said if low is None or high is None else f"{said} [{number_text(low)}, {number_text(high)}]"
 
 
 def duration_text(seconds: float) -> str:

@@ -19,6 +19,8 @@ from .adapt import adapt
 from .decay import ScaleByLearningRateState
 from .types import Recording, Transform, nodes, opt_state_of, transform
 
+RATE = "learning_rate"
+
 
 class _Hyperparams(NamedTuple):
     hyperparams: dict[str, jax.Array]  # float32, shape ()
@@ -197,9 +199,7 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
                 + check.did_you_mean(name, places)
             )
         node, key = places[name]
-        many = np.shape(value) != () and np.shape(value) == np.shape(node.hyperparams[key])  # a population's
-        for x in np.asarray(value) if many and check.is_concrete(value) else [value] * (not many):
-            check.number(name, x)
+        _check_each(name, value, node.hyperparams[key])
         wanted[id(node), key] = value
 
     def change(node: HyperparamsState) -> HyperparamsState:
@@ -207,7 +207,11 @@ def set_hyperparams(state: Any, **values: ArrayLike) -> Any:
             key: placed_like(wanted[id(node), key], x) if (id(node), key) in wanted else x
             for key, x in node.hyperparams.items()
         }
-        return HyperparamsState(new, replace_nodes(node.inner_state, HyperparamsState, change))
+        inner = replace_nodes(node.inner_state, HyperparamsState, change)
+        if (id(node), RATE) in wanted:
+            rates = node.hyperparams[RATE], new[RATE]
+            inner = replace_nodes(inner, ScaleByLearningRateState, lambda x: _recorded_of(x, *rates))
+        return HyperparamsState(new, inner)
 
     return with_opt_state(state, replace_nodes(opt_state, HyperparamsState, change))
 
@@ -217,7 +221,8 @@ def set_multiplier(state: Any, multiplier: ArrayLike) -> Any:
 
     Args:
       state: a TrainState, or an optimizer state.
-      multiplier: what the rate, scheduled or not, is multiplied by from the next update on; >= 0.
+      multiplier: what the rate, scheduled or not, is multiplied by from the next update on; >= 0. In a population's
+        state, one for all members or an array `[N]`.
 
     Returns:
       A state of the same kind and types; a step on it compiles nothing again.
@@ -231,7 +236,6 @@ def set_multiplier(state: Any, multiplier: ArrayLike) -> Any:
       >>> tx.update(g, ft.transforms.set_multiplier(tx.init(g), 0.1))[0].tolist()
       [-0.05000000074505806]
     """
-    check.number("multiplier", multiplier, at_least=0)
     opt_state = opt_state_of(state)
     if not tree.has(opt_state, ScaleByLearningRateState):
         raise ConfigError(
@@ -241,9 +245,28 @@ def set_multiplier(state: Any, multiplier: ArrayLike) -> Any:
         )
 
     def change(node: ScaleByLearningRateState) -> ScaleByLearningRateState:
+        _check_each("multiplier", multiplier, node.multiplier, at_least=0)
         return node._replace(multiplier=placed_like(multiplier, node.multiplier))
 
     return with_opt_state(state, replace_nodes(opt_state, ScaleByLearningRateState, change))
+
+
+def _recorded_of(node: ScaleByLearningRateState, old: jax.Array, new: jax.Array) -> ScaleByLearningRateState:
+    """A node whose recorded rate is that of the new number, as the next update will say it."""
+    arrays = node.learning_rate, node.multiplier, old, new
+    xp: Any = np if all(map(check.is_concrete, arrays)) else jnp
+    rate, multiplier, old, new = jax.device_get(arrays) if xp is np else arrays
+    ratio = new / xp.where(old == 0, np.float32(1), old)
+    same = rate == old * multiplier  # as it is where the number is the rate, and not a factor of it
+    rate = xp.where(same, new * multiplier, xp.where(old == 0, rate, rate * ratio))
+    return node._replace(learning_rate=placed_like(rate, node.learning_rate))
+
+
+def _check_each(name: str, value: ArrayLike, old: jax.Array, **bounds: float) -> None:
+    """Check a finite number, or of a population's one for each member."""
+    many = np.shape(value) != () and np.shape(value) == np.shape(old)
+    for x in np.asarray(value) if many and check.is_concrete(value) else [value] * (not many):
+        check.number(name, x, **bounds)
 
 
 def with_opt_state(state: Any, opt_state: Any) -> Any:

@@ -28,7 +28,8 @@ class Controller(Value):
     Attributes:
       init: `() -> state`, a NamedTuple of scalar arrays, NumPy's.
       update: `(state, value) -> (state, decision)`. Numbers in, NumPy scalars out, and no device is involved;
-        with a JAX array among them, traced or not, JAX arrays. Values are compared in the dtype of the best so far:
+        with a JAX array among them, traced or not, JAX arrays; a state of arrays `[N]` holds N sequences, and takes
+        `[N]` values. Values are compared in the dtype of the best so far:
         float64 on the host and where JAX has it, else float32.
     """
 
@@ -218,8 +219,10 @@ def _zero() -> Any:
 def _observed(state: Any, value: ArrayLike) -> tuple[Any, Any]:
     """The array module to compute with, and the value as its scalar, in the dtype of the best so far."""
     xp: Any = jnp if any(isinstance(x, jax.Array) for x in (*state, value)) else np
-    if np.shape(value) != ():
-        raise ConfigError(f"`value` must be a single number, got shape {list(np.shape(value))}")
+    shape = np.shape(state.best)
+    if np.shape(value) != shape:
+        wanted = f"one number for each of {shape[0]} sequences" if shape else "a single number"
+        raise ConfigError(f"`value` must be {wanted}, got shape {list(np.shape(value))}")
     return xp, xp.asarray(value).astype(state.best.dtype)
 
 

@@ -482,3 +482,13 @@ def test_a_schedule_of_a_wrapper_counts_applied_updates_only(name):
             if int(state.step) % calls == 0:
                 seen.append(float(ft.compute_metrics(task, metrics)[name]))
         assert seen == list(values)
+
+
+def test_a_recorded_rate_is_that_of_the_new_number():
+    twice = T.with_hyperparams(lambda learning_rate: ft.optimizers.sgd(2 * learning_rate), learning_rate=0.5)
+    for tx, factor in ((T.with_hyperparams(ft.optimizers.sgd, learning_rate=0.5), 1), (twice, 2)):
+        state = tx.init({"w": np.zeros(2, np.float32)})
+        for rate, recorded in ((0.3, 0.3), (0.0, 0.0)):
+            state = T.set_hyperparams(state, learning_rate=rate)
+            (node,) = T.types.nodes(state, T.decay.ScaleByLearningRateState)
+            np.testing.assert_allclose(node.learning_rate / node.multiplier, factor * recorded, rtol=1e-6)

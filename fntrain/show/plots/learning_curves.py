@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..text import Known, best_index, number_text
-from .panels import SLIM, columns_of, is_logarithmic, panels
+from .panels import SLIM, columns_of, interval, is_logarithmic, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,8 @@ def learning_curves(
 
     One panel a metric, with the last values written at the curves' ends and a ring at the best epoch (of the
     validation where there is one); below, slimmer, the learning rate and the gradient norm. An entry that is
-    None, NaN or infinite is a gap. A loss that falls far is drawn on a logarithmic axis.
+    None, NaN or infinite is a gap. A loss that falls far is drawn on a logarithmic axis. A metric with an interval
+    (`metrics.bootstrap`: `x_low` and `x_high` beside `x`) has a band around its curve.
 
     Args:
       history: column -> one value an epoch, as `fit` returns it. `val_x` belongs to `x`; a column `epoch`
@@ -102,7 +103,8 @@ def _panel(
     axes.margins(y=0.1)
     if not series:
         return []
-    together = np.concatenate([columns[column] for _, _, column in series])
+    drawn = [x for _, _, column in series for x in (columns[column], *interval(columns, column))]
+    together = np.concatenate(drawn)
     low, high = np.nanmin(together), np.nanmax(together)
     if is_logarithmic(name, low, high):
         axes.set_yscale("log")
@@ -127,6 +129,9 @@ def _panel(
             linewidth=1.8 if len(values) <= 200 else 1.1,
             markevery=np.flatnonzero(marked).tolist(),
         )
+        if ends := interval(columns, column):
+            lowest, highest = ends
+            axes.fill_between(epochs, lowest, highest, color=color, alpha=0.18, linewidth=0)
         last = values[finite][-1]
         labels.append(
             axes.annotate(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..._core import check
 from ..._core.errors import DataError
-from ..text import better, reading_order
+from ..text import ENDS, better, is_end, reading_order
 
 SLIM = ("learning_rate", "grad_norm")  # drawn below the metrics, at half their height
 
@@ -60,7 +60,8 @@ def panels(columns: Mapping[str, np.ndarray], metrics: Iterable[str] | None) -> 
     there = sorted(dict.fromkeys(name.removeprefix("val_") for name in columns), key=reading_order)
     if metrics is None:
         measured = [name for name in columns if np.isfinite(columns[name]).any()]
-        names = [n for n in there if not bookkeeping(n) and {n, "val_" + n} & {*measured}]
+        ends = {name for name in measured if is_end(name, columns)}
+        names = [n for n in there if not bookkeeping(n) and {n, "val_" + n} & {*measured} - ends]
     else:
         names = [n.removeprefix("val_") for n in ([metrics] if isinstance(metrics, str) else metrics)]
         for name in names:
@@ -68,6 +69,12 @@ def panels(columns: Mapping[str, np.ndarray], metrics: Iterable[str] | None) -> 
     if not names:
         raise DataError(f"there is no metric to draw; `history` has {', '.join(columns) or 'only epochs'}")
     return list(dict.fromkeys(names))
+
+
+def interval(columns: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, ...]:
+    """The ends of a column's intervals, `(low, high)`; nothing, if it has none."""
+    ends = tuple(columns[name + end] for end in ENDS if name + end in columns)
+    return ends if len(ends) == 2 else ()
 
 
 def is_logarithmic(name: str, low: float, high: float) -> bool:

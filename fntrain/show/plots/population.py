@@ -8,7 +8,7 @@ import numpy as np
 
 from ..._core import check
 from ..._core.errors import ConfigError, DataError
-from ..text import number_text, reading_order
+from ..text import is_end, number_text, reading_order
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,6 +76,7 @@ def _chosen(history: Mapping[str, Sequence[Any]], metrics: Iterable[str] | None)
             "`plots.learning_curves`"
         )
     if metrics is None:
+        have = [name for name in have if not is_end(name, have)]
         validated = [name for name in have if name.startswith("val_")]
         usual = [n for n in validated or have if not reading_order(n)[0]] or (validated or have)[:1]
         return sorted(usual, key=reading_order)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..._core import check
-from ..text import Known, best_index, number_text
+from ..text import Known, best_index, number_text, value_text
 from .panels import SLIM, columns_of, is_logarithmic, panels
 
 # Dots of a braille character, by row and column, as bits of its code point.
@@ -119,10 +119,16 @@ def _panel(
     first, last = f"{epochs[0]:.0f}", f"{epochs[-1]:.0f}"
     foot = first if len(epochs) == 1 else first + last.rjust(across - len(first))
     ends = [
-        f"{mark} {label} {number_text(columns[column][np.isfinite(columns[column])][-1])}".replace("  ", " ")
+        f"{mark} {label} {value_text(column, _last(column, columns))}".replace("  ", " ")
         for label, mark, column in series
     ]
     return "\n".join(row.rstrip() for row in (head, *rows, indent + foot, indent + "   ".join(ends)))
+
+
+def _last(name: str, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The row of a column's last finite value."""
+    last = np.flatnonzero(np.isfinite(columns[name]))[-1]
+    return {column: float(values[last]) for column, values in columns.items()}
 
 
 def _head(
