@@ -22,10 +22,10 @@ class TensorBoardLogger:
     """Write scalars for TensorBoard: each epoch's row, and running means of the epoch under `running/`.
 
     Steps are the run's steps. An entry that is a dict gives one scalar a key, `name/key`; arrays and text are
-    left out. A value with an interval (`metrics.bootstrap`) is drawn with its band, under Custom scalars. Histograms come
-    from a `GradientStats(histograms=True)` that stands before this one. In a directory that holds events already, those
-    of steps that the run has not reached yet are marked as replaced. A disk that is full is warned of, and ends no run.
-    It is a Tracker too (`fntrain.protocols.Tracker`).
+    left out. A value with an interval (`metrics.bootstrap`) is drawn with its band, under Custom scalars. Histograms
+    come from a `GradientStats(histograms=True)` that stands before this one. In a directory that holds events already,
+    those of steps that the run has not reached yet are marked as replaced. A disk that is full is warned of, and ends
+    no run. It is a Tracker too (`fntrain.protocols.Tracker`).
 
     Args:
       directory: where the event files go; made if need be.

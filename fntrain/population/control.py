@@ -1,5 +1,6 @@
 """Controllers: which members go on, and from where. Pure functions of a population's state, its scores and a key."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import ArrayLike
 from .._core.value import Value, factory
+from ..sharding.place import mesh_of
 from ..step.state import TrainState
 from ..transforms.hyperparams import hyperparams, set_hyperparams
 from .states import select, size
@@ -175,7 +177,21 @@ def pbt(
         tried = {name: jnp.where(replaced, tried[name], x) for name, x in values.items()}
         return set_hyperparams(new, **tried), parents
 
+    if explore is None:
+        control = _in_one_program(control)
     return control, every
+
+
+def _in_one_program(control: Control) -> Control:
+    """The same in one program, and not one an operation; but over a mesh, where each array is put in its place."""
+    compiled = jax.jit(control)
+
+    @functools.wraps(control)
+    def call(states, scores, key):
+        spread = check.is_concrete(states.step) and mesh_of(states) is not None
+        return (control if spread else compiled)(states, scores, key)
+
+    return call
 
 
 def _bounds(name: str, pair: Any) -> tuple[float, float]:
