@@ -113,7 +113,7 @@ class NaNGuard:
             raise NonFiniteError(self._reason)
 
     def _act_if_due(self, counts: Any, ctx: LoopContext) -> None:
-        if counts is None or (most := int(np.min(jax.device_get(counts)[..., 1]))) < self.patience:
+        if counts is None or (most := int(np.min(sharding.to_host(counts)[..., 1]))) < self.patience:
             return
         number = members.count(ctx.state)
         flags = dict(tree.items(jax.device_get(_finite_leaves(ctx.state.params))))

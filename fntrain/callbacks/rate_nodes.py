@@ -1,8 +1,7 @@
 """The learning rates that a callback can set."""
 
-import jax
-
 from .._core.errors import ConfigError
+from ..sharding.processes import to_host
 from ..step.state import TrainState
 from ..transforms.decay import ScaleByLearningRateState
 from ..transforms.hyperparams import replace_nodes
@@ -22,4 +21,4 @@ def nodes(state: TrainState) -> list[ScaleByLearningRateState]:
             "chain in `fntrain.transforms.scale_by_learning_rate(rate)`, which optax's transforms go with: "
             "`fntrain.chain(optax.scale_by_adam(), fntrain.transforms.scale_by_learning_rate(1e-3))`"
         )
-    return jax.device_get(found)
+    return to_host(found)

@@ -3,12 +3,12 @@
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from .._core import check
 from ..run.context import LoopContext, Mode
 from ..run.monitor import Monitor
+from ..sharding.processes import to_host
 from ..transforms.decay import ScaleByLearningRateState
 from ..transforms.hyperparams import placed_like, replace_nodes
 from ..transforms.plateau import PlateauState, plateau
@@ -113,10 +113,8 @@ class ReduceLROnPlateau:
     def _reduced(
         self, node: ScaleByLearningRateState, known: tuple[Any, Any], due: Any
     ) -> ScaleByLearningRateState:
-        count = jax.device_get(node.count)
-        rate, multiplier = (
-            np.asarray(x, np.float64) for x in jax.device_get((node.learning_rate, node.multiplier))
-        )
+        count, *numbers = to_host((node.count, node.learning_rate, node.multiplier))
+        rate, multiplier = (np.asarray(x, np.float64) for x in numbers)
         # The rate in the state is that of the last update, and knows nothing of a reduction since.
         base = np.where(count == known[0], known[1], _ratio(rate, multiplier, 0.0))
         self._bases.append((count, base))

@@ -1,6 +1,5 @@
 """Controllers: which members go on, and from where. Pure functions of a population's state, its scores and a key."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -130,8 +129,8 @@ def pbt(
       every: steps between two uses in `population.fit`; None is at each validation.
       names: which hyperparameters are explored, as `transforms.hyperparams` names them; None is all.
       bounds: `{name: (low, high)}`, within which one stays.
-      explore: `(key, {name: [N] values}) -> {name: [N] values}` in place of the factor, for all members; those that
-        were not replaced keep what they had.
+      explore: `(key, {name: [N] values}) -> {name: [N] values}` in place of the factor, for all members, in JAX, as it
+        is compiled; those that were not replaced keep what they had.
 
     Returns:
       A Controller.
@@ -177,19 +176,17 @@ def pbt(
         tried = {name: jnp.where(replaced, tried[name], x) for name, x in values.items()}
         return set_hyperparams(new, **tried), parents
 
-    if explore is None:
-        control = _in_one_program(control)
-    return control, every
+    return _in_one_program(control), every
 
 
 def _in_one_program(control: Control) -> Control:
-    """The same in one program, and not one an operation; but over a mesh, where each array is put in its place."""
-    compiled = jax.jit(control)
+    """The same in one program, and not one an operation, whose new states are where the old ones were."""
 
-    @functools.wraps(control)
     def call(states, scores, key):
-        spread = check.is_concrete(states.step) and mesh_of(states) is not None
-        return (control if spread else compiled)(states, scores, key)
+        if not check.is_concrete(states.step) or mesh_of(states) is None:
+            return jax.jit(control)(states, scores, key)
+        places = jax.tree.map(lambda x: x.sharding, states)
+        return jax.jit(control, out_shardings=(places, None))(states, scores, key)
 
     return call
 

@@ -18,6 +18,7 @@ from ..run.context import LoopContext
 from ..run.events import CallbackList
 from ..run.fit import FitResult
 from ..run.history import EACH
+from ..sharding.processes import to_host
 from ..show.notebook import Cell, page
 from ..show.text import number_text
 from ..step import checks
@@ -256,7 +257,7 @@ class Control:
         scores = _signed(ctx.logs[self.monitor + EACH], self.direction)
         key = jax.random.fold_in(jax.random.key(self.seed), ctx.step)
         ctx.state, parents = controller.apply(ctx.state, scores, key)
-        self.regroup(np.asarray(parents))
+        self.regroup(to_host(parents))
 
     def regroup(self, parents: np.ndarray) -> None:
         """Tell everyone who remembers something of the members which are there now."""
@@ -310,7 +311,7 @@ def _numbers(states: TrainState) -> dict[str, np.ndarray]:
     """The hyperparameters of each member, by name; nothing, where there are none."""
     if not any(True for _ in nodes(states.opt_state, HyperparamsState)):
         return {}
-    return {name: np.asarray(x) for name, x in hyperparams(states).items()}
+    return to_host(hyperparams(states))
 
 
 def _table(begun: dict[str, np.ndarray], result: FitResult, control: Control) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .. import tree
 from .._core import check
@@ -181,7 +181,7 @@ def member(states: TrainState, index: int) -> TrainState:
       index: which one, counted from 0; negative from the end.
 
     Returns:
-      A TrainState, on one device.
+      A TrainState, on one device of this process; of several processes all make the call, and each has it.
 
     Raises:
       ConfigError: if there is no such member.
@@ -199,10 +199,14 @@ def member(states: TrainState, index: int) -> TrainState:
     if not -number <= index < number:
         raise ConfigError(f"`index` must be a member's, from 0 to {number - 1}, got {index}")
     mesh = mesh_of(states)
-    one = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.copy(x[index]), tree))
+
+    def one(tree: TrainState) -> TrainState:
+        return jax.tree.map(lambda x: jnp.copy(x[index]), tree)
+
     if mesh is None:
-        return one(states)
-    return jax.device_put(one(states), SingleDeviceSharding(mesh.devices.flat[0]))
+        return jax.jit(one)(states)
+    whole = jax.jit(one, out_shardings=NamedSharding(mesh, PartitionSpec()))(states)
+    return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
 def select(states: TrainState, indices: Sequence[int] | ArrayLike) -> TrainState:

@@ -15,6 +15,7 @@ from .._core.errors import CheckpointError, ConfigError
 from ..data import feed as feed_lib, source as data_lib
 from ..data.feed import Feed
 from ..data.position import Position
+from ..sharding.processes import to_host
 from ..step import members, programs, provenance
 from ..step.provenance import BadStep
 from ..step.replaced import trains_itself
@@ -185,7 +186,7 @@ _each_finite = jax.jit(jax.vmap(all_finite))
 def finite_params(state: TrainState) -> Any:
     """Whether a state's parameters are finite; of a population, `[N]`."""
     finite = _all_finite if members.count(state) is None else _each_finite
-    return jax.device_get(finite(tree.split(state.params)[0]))
+    return to_host(finite(tree.split(state.params)[0]))
 
 
 def has_finite_params(state: TrainState) -> bool:

@@ -15,6 +15,7 @@ from .._core.arguments import checked
 from .._core.errors import ConfigError
 from .._core.typing import ArrayLike
 from ..sharding.place import put_like
+from ..sharding.processes import to_host
 from .adapt import adapt
 from .decay import ScaleByLearningRateState
 from .types import Recording, Transform, nodes, opt_state_of, transform
@@ -255,7 +256,7 @@ def _recorded_of(node: ScaleByLearningRateState, old: jax.Array, new: jax.Array)
     """A node whose recorded rate is that of the new number, as the next update will say it."""
     arrays = node.learning_rate, node.multiplier, old, new
     xp: Any = np if all(map(check.is_concrete, arrays)) else jnp
-    rate, multiplier, old, new = jax.device_get(arrays) if xp is np else arrays
+    rate, multiplier, old, new = to_host(arrays) if xp is np else arrays
     ratio = new / xp.where(old == 0, np.float32(1), old)
     same = rate == old * multiplier  # as it is where the number is the rate, and not a factor of it
     rate = xp.where(same, new * multiplier, xp.where(old == 0, rate, rate * ratio))

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 import fntrain as ft
+from fntrain import callbacks, population
 
 RULES = [("up", P("data", "model")), ("down", P("model", "data"))]
 RNG = np.random.default_rng(0)
@@ -72,6 +73,33 @@ def pieces(mesh, me):
     }
 
 
+def scaled(params, batch, ctx):
+    return ft.losses.mse(batch["x"] @ params["w"], batch["y"][:, 0])
+
+
+def populated(mesh, folder):
+    """A population whose members are split over a mesh: trained, bred, saved and resumed, looked at one by one."""
+    task = ft.Task(scaled, ft.with_hyperparams(ft.optimizers.sgd, learning_rate=0.1))
+    rates = [0.01, 0.05, 0.1, 0.9]
+    params = {"w": np.zeros(8, np.float32)}
+    states = population.init(task, params, hyperparams={"learning_rate": rates}, mesh=mesh)
+    for epochs in (1, 3):
+        watching = [
+            callbacks.ReduceLROnPlateau("val_loss", patience=1),
+            callbacks.EarlyStopping("val_loss", patience=9, restore_best=True),
+            callbacks.NaNGuard(),
+        ]
+        options = dict(epochs=epochs, run_dir=Path(folder, "population"), resume=True, callbacks=watching)
+        result = population.fit(
+            task, states, {"x": X, "y": Y}, controller=population.pbt(quantile=0.5, every=8), **options, **FIT
+        )
+    return {
+        "rates": np.array(result.history["learning_rate_each"]).tolist(),
+        "val_loss": np.array(result.history["val_loss_each"]).tolist(),
+        "members": [population.member(result.state, i).params["w"].tolist() for i in range(4)],
+    }
+
+
 class At:
     """Leaves a mark at a step, and then waits for what the test does to the process, or kills it itself."""
 
@@ -98,6 +126,7 @@ if __name__ == "__main__":
     if what == "whole":
         seen |= run(mesh, folder, epochs=2, checkpoint_every=3)
         seen["pieces"] = pieces(mesh, me)
+        seen["population"] = populated(ft.sharding.mesh(members=4, data=1), folder)
         try:
             ft.fit(TASK, ft.init_state(TASK, init_params), {"x": X, "y": Y}, **FIT)
         except ft.ConfigError as error:

@@ -145,6 +145,17 @@ def test_two_processes_see_the_same_and_what_one_sees(whole, alone):
     assert alone["history"]["loss"][1] < alone["history"]["loss"][0]
 
 
+def test_a_population_may_span_processes(whole, tmp_path):
+    _, seen = whole
+    together = worker.populated(ft.sharding.mesh(jax.devices()[:4], members=4, data=1), tmp_path)
+    for other in seen:
+        assert_close(other["population"], together)
+    rates = np.array(together["rates"])
+    assert rates.shape == (3, 4)
+    assert len(np.unique(rates[-1])) > 1
+    assert (rates[-1] != rates[0]).any()
+
+
 def test_each_process_brings_its_share(whole):
     _, seen = whole
     x, y = worker.X[:10], worker.Y[:10]
