@@ -6,12 +6,13 @@ their arguments first, and the loop at its own once a run.
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import precision, tree
 from .._core import check
@@ -41,7 +42,7 @@ def empty_metrics(task: Task, state: TrainState, batch: Batch, weight: Any, *, t
     Raises:
       ScalarLossError: if there is a weight, and the loss gives one value for the whole batch.
     """
-    with manual.mesh_context(task.axis_name, state.step):
+    with _mesh_context(task, state):
         one = partial(one_step if train else _one_evaluation, task)
         shapes = jax.eval_shape(lambda *given: one(*given)[1], state, batch, weight)
     leaves, structure = jax.tree.flatten(shapes)
@@ -56,7 +57,7 @@ def _empty(task: Task, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...])
 def takes_weights(task: Task, state: TrainState, batch: Batch, *, train: bool) -> bool:
     """Whether the loss gives one value per example, so that padding can be weighed out; else it is a scalar."""
     weight = jax.ShapeDtypeStruct((tree.leading_axis(batch),), jnp.float32)
-    with manual.mesh_context(task.axis_name, state.step):
+    with _mesh_context(task, state):
         one = partial(one_step if train else _one_evaluation, task)
         try:
             jax.eval_shape(one, state, batch, weight)
@@ -76,7 +77,7 @@ def train_into(
     impl, bits = _words(state)
     layout = _layout(state)
     run = _kept_step if keep else _train_step
-    with manual.mesh_context(task.axis_name, state.step):
+    with _mesh_context(task, state):
         *parts, metrics, step = run(
             task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
         )
@@ -87,7 +88,7 @@ def peak_bytes(task: Task, state: TrainState, metrics: Packed | None, batch: Bat
     """The memory of `train_into` on a device, as its compiled program says it; the step is compiled, and not run."""
     impl, bits = _words(state)
     layout = _layout(state)
-    with manual.mesh_context(task.axis_name, state.step):
+    with _mesh_context(task, state):
         given = task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
         memory: Any = _train_step.lower(*given).compile().memory_analysis()
     inside = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -111,7 +112,7 @@ def train_many_into(
     """
     impl, bits = _words(state)
     layout = _layout(state)
-    with manual.mesh_context(task.axis_name, state.step):
+    with _mesh_context(task, state):
         *parts, metrics, values, step = (_kept_steps if keep else _train_steps)(
             task, impl, layout, state.step, *_donated(state), bits, batches, weights, metrics, log_every
         )
@@ -122,7 +123,7 @@ def train_many_into(
 def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> Packed:
     """`eval_step`, likewise."""
     impl, bits = _words(state)
-    with manual.mesh_context(task.axis_name, state.step):
+    with _mesh_context(task, state):
         if replaced.evaluates_itself(task):
             return _own_eval_step(task, state, batch, weight, metrics)
         return _eval_step(
@@ -133,7 +134,7 @@ def eval_into(task: Task, state: TrainState, metrics: Packed | None, batch: Batc
 def outputs_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> PyTree:
     """What a task predicts for a batch: of its `predict_fn`, or the outputs of its loss."""
     impl, bits = _words(state)
-    with manual.mesh_context(task.axis_name, state.step):
+    with _mesh_context(task, state):
         return _outputs(task, impl, state.step, state.params, state.model_state, bits, batch, weight)
 
 
@@ -203,7 +204,23 @@ def _train_step(
 
 
 def _joined(task: Task, metrics: Packed | None, new: StepMetrics) -> Packed:
-    return packed(new if metrics is None else reports.merge(task, unpacked(metrics), new))
+    return _whole(packed(new if metrics is None else reports.merge(task, unpacked(metrics), new)))
+
+
+def _mesh_context(task: Task, state: TrainState) -> AbstractContextManager[Any]:
+    """The mesh in context, where a task names its axes, or members are split over it."""
+    of_members = None if members.count(state) is None else members.AXIS
+    return manual.mesh_context(task.axis_name or of_members, state.step)
+
+
+def _whole(metrics: Packed) -> Packed:
+    """Accumulators of members that are split over a mesh, whole on each device, as those are that a run begins with.
+
+    Wherever else the compiler leaves them, the second step would be compiled anew.
+    """
+    if members.AXIS not in jax.sharding.get_abstract_mesh().axis_names:
+        return metrics
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), metrics)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 12), donate_argnums=(4, 5, 6, 7, 11))
@@ -242,7 +259,7 @@ def _train_steps(
 
     start = (*_donated(state), state.step)
     ((*parts, step), accumulated), values = manual.scan(body, (start, accumulated), (batches, weights))
-    return *parts, packed(accumulated), values, step
+    return *parts, _whole(packed(accumulated)), values, step
 
 
 _kept_step = jax.jit(_train_step.__wrapped__, static_argnums=(0, 1, 2))  # type: ignore[attr-defined]

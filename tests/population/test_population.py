@@ -7,6 +7,7 @@ import pytest
 
 import fntrain as ft
 from fntrain import population
+from fntrain.step import programs
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(22, 3)).astype(np.float32)
@@ -250,7 +251,10 @@ def test_members_over_a_mesh_are_those_of_one_device(axes):
     alone = run(start(range(8), rates), epochs=2)
     states = start(range(8), rates, mesh=mesh)
     assert states.params["w"].sharding.spec[0] == "members"
-    together = run(states, epochs=2)
+    programs_of = programs._train_step, programs._eval_step
+    before = [f._cache_size() for f in programs_of]
+    together = run(states, epochs=2, steps_per_call=1)
+    assert [f._cache_size() for f in programs_of] == [n + 1 for n in before]
     assert together.state.params["w"].sharding.spec[0] == "members"
     assert_close(together.state, alone.state)
     np.testing.assert_allclose(
