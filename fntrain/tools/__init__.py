@@ -7,6 +7,7 @@ from ..show.describe import Description as Description, describe as describe
 from .collectives import Collective as Collective
 from .compare import Comparison as Comparison, compare as compare
 from .compile_report import CompileReport as CompileReport, compile_report as compile_report
+from .coord_check import Coordinates as Coordinates, coord_check as coord_check
 from .fit_memory import FittedMemory as FittedMemory, fit_memory as fit_memory
 from .gradcheck import (
     GradientCheck as GradientCheck,
@@ -23,6 +24,7 @@ __all__ = [
     "Collective",
     "Comparison",
     "CompileReport",
+    "Coordinates",
     "Description",
     "FittedMemory",
     "GradientCheck",
@@ -33,6 +35,7 @@ __all__ = [
     "check_gradients",
     "compare",
     "compile_report",
+    "coord_check",
     "describe",
     "examine",
     "find_nonfinite",

@@ -60,6 +60,7 @@ from .muon import (
     orthogonalize as orthogonalize,
     scale_by_muon as scale_by_muon,
 )
+from .mup import mup as mup, mup_params as mup_params
 from .perturb import NoiseState as NoiseState, centralize as centralize, noise as noise
 from .plateau import (
     Controller as Controller,
@@ -136,6 +137,8 @@ __all__ = [
     "lookahead",
     "loss_scale",
     "momentum",
+    "mup",
+    "mup_params",
     "nesterov",
     "noise",
     "orthogonalize",

@@ -1,5 +1,6 @@
 """What a transform makes of a gradient, held against that gradient: only where the two agree, or with its norm."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from .. import tree
 from .._core.errors import ConfigError
+from .._core.typing import Params
 from .adapt import Adapted, adapt
 from .types import Transform, Window, like, nodes, transform
 
@@ -43,16 +45,17 @@ def cautious(tx: optax.GradientTransformation) -> Any:
     References:
       Liang et al., *Cautious optimizers: improving training with one line of code*, 2024.
     """
-    tx = _alone(tx, "cautious")
+    tx = alone(tx, "cautious")
     downhill = -1 if tx.descends is False else 1
 
-    def masked(u, g):
+    def masked(path, u, g):
+        del path
         wide = tree.wide(u)
         agree = like(-downhill * jnp.sign(wide) * jnp.sign(like(g, wide)) > 0, wide)
         part = jnp.maximum(jnp.mean(agree), like(1e-3, wide)) if u.size else jnp.ones((), wide.dtype)
         return like(jnp.where((agree > 0) | jnp.isnan(wide), wide / part, jnp.zeros((), wide.dtype)), u)
 
-    return _after(tx, masked, "cautious", rescales=True)
+    return after(tx, masked, "cautious", rescales=True)
 
 
 @transform
@@ -83,16 +86,17 @@ def keep_norm(tx: optax.GradientTransformation) -> Any:
     References:
       Agarwal et al., *Disentangling adaptive gradient methods from learning rates*, 2020 (layer-wise grafting).
     """
-    tx = _alone(tx, "keep_norm")
+    tx = alone(tx, "keep_norm")
 
-    def scaled(u, g):
+    def scaled(path, u, g):
+        del path
         wide = tree.wide(u)
         own, own_scale = _norm_parts(wide)
         given, given_scale = _norm_parts(like(g, wide))
         unit = wide * own_scale / jnp.where(own == 0, jnp.ones((), own.dtype), own)
         return like(unit * given / given_scale, u)
 
-    return _after(tx, scaled, "keep_norm", rescales=None)
+    return after(tx, scaled, "keep_norm", rescales=None)
 
 
 def _norm_parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +108,7 @@ def _norm_parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sqrt(jnp.sum(jnp.square(x * scale))), scale
 
 
-def _alone(tx: Any, name: str) -> Transform:
+def alone(tx: Any, name: str) -> Transform:
     """The transform, if what it returns belongs to what it is given."""
     tx = adapt(tx)
     if tx.holds_back and not isinstance(tx, Adapted):
@@ -120,10 +124,17 @@ def _held(tx: Transform, name: str) -> ConfigError:
     )
 
 
-def _after(tx: Transform, change: Any, name: str, rescales: bool | None) -> Transform:
-    """`tx`, whose updates are changed by `change(update, gradient)`, leaf by leaf."""
+def after(
+    tx: Transform,
+    change: Callable[[str, jax.Array, jax.Array], jax.Array],
+    name: str,
+    rescales: bool | None,
+    looked_at: Callable[[Params], None] = lambda params: None,
+) -> Transform:
+    """`tx`, whose updates are changed by `change(path, update, gradient)`; `looked_at` refuses parameters."""
 
     def init_fn(params):
+        looked_at(params)
         state = tx.init(params)
         if nodes(state, Window):  # one of optax's says so in its state alone
             raise _held(tx, name)
@@ -131,7 +142,7 @@ def _after(tx: Transform, change: Any, name: str, rescales: bool | None) -> Tran
 
     def update_fn(updates, state, params=None, **extra):
         new, state = tx.update(updates, state, params, **extra)
-        return jax.tree.map(change, new, updates), state
+        return tree.map_with_path(change, new, updates), state
 
     return Transform(
         init_fn,

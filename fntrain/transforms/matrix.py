@@ -64,10 +64,11 @@ def forms(params: PyTree, axes: Mapping[str, str] | None, name: str) -> list[For
     for pattern in axes:
         if not any(tree.compiled(pattern, "axes").search(path) for path in paths):
             raise tree.unmatched(pattern, paths, "axes")
-    return [_form(path, x.shape, axes, name) for path, x in tree.items(params)]
+    return [form_of(path, x.shape, axes, name) for path, x in tree.items(params)]
 
 
-def _form(path: str, shape: tuple[int, ...], axes: Mapping[str, str], name: str) -> Form | None:
+def form_of(path: str, shape: tuple[int, ...], axes: Mapping[str, str], name: str) -> Form | None:
+    """The form of a leaf of that path and shape."""
     letters = next(
         (word for pattern, word in axes.items() if tree.compiled(pattern, "axes").search(path)), None
     )

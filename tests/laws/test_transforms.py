@@ -57,6 +57,7 @@ TRANSFORMS = {
     "from_optax": lambda: ft.optimizers.get("optax:ademamix", lr=1e-3),
     "cautious": lambda: ft.transforms.cautious(ft.optimizers.sgd(0.1, momentum=0.9)),
     "keep_norm": lambda: ft.transforms.keep_norm(ft.scale_by_adam()),
+    "mup": lambda: ft.transforms.mup(ft.optimizers.adam(1e-3), {"kernel": (1, 1), "bias": (1,), "scale": ()}),
     "clip_by_agc": lambda: ft.transforms.clip_by_agc(0.5),
     "clip_by_agc scheduled": lambda: ft.transforms.clip_by_agc(ft.schedules.linear(2.0, 1.0, 10)),
     "centralize": lambda: ft.transforms.centralize(),
