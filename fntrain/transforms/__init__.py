@@ -60,7 +60,6 @@ from .muon import (
     orthogonalize as orthogonalize,
     scale_by_muon as scale_by_muon,
 )
-from .mup import mup as mup, mup_params as mup_params
 from .perturb import NoiseState as NoiseState, centralize as centralize, noise as noise
 from .plateau import (
     Controller as Controller,
@@ -85,6 +84,7 @@ from .types import (
     recorded as recorded,
     transform as transform,
 )
+from .width import mup as mup, mup_params as mup_params
 
 __all__ = [
     "COEFFICIENTS",

@@ -14,7 +14,7 @@ from fntrain import ConfigError, optimizers, transforms as T
 from fntrain._core.fingerprint import fingerprint
 from fntrain.tools import coord_check
 from fntrain.transforms.adapt import adapt
-from fntrain.transforms.mup import _factor, _growth, _rules, _shapes
+from fntrain.transforms.width import _factor, _growth, _rules, _shapes
 
 INPUTS, CLASSES, BASE = 8, 4, 16
 
