@@ -105,8 +105,8 @@ def coord_check(
       ...         return {"in": jax.random.normal(key, (2, width)), "out": jnp.full((width, 2), 1 / width)}
       ...     return ft.Task(loss_fn, ft.optimizers.adam(0.1)), init_params
       >>> found = ft.tools.coord_check(make, (8, 32), jnp.eye(2), steps=1)
-      >>> round(found.slopes["hidden"], 2)  # of an input layer, Adam's steps are right at any width
-      0.0
+      >>> abs(found.slopes["hidden"]) < 0.01  # of an input layer, Adam's steps are right at any width
+      True
 
     References:
       Yang et al., *Tensor programs V: tuning large neural networks via zero-shot hyperparameter transfer*, 2022.

@@ -121,6 +121,11 @@ class AveragedState(Averaging, _Average):
 
     def evaluation_params(self, params: Params) -> Params:
         """Optax's own reading of it."""
+        if params is None:
+            raise ConfigError(
+                "a schedule-free average is computed from the parameters that are trained: give the whole TrainState, "
+                "`averaged(state)`, or `averaged(opt_state, like=params)`"
+            )
         state = nodes(self.inner_state, optax.contrib.ScheduleFreeState)[0]
         params = jax.tree.map(tree.wide, params)  # as what it keeps may be, whatever is trained
         if jax.tree.structure(state.z) != jax.tree.structure(params):

@@ -140,13 +140,13 @@ def averaged(state: Any, like: Params | None = None) -> Params:
       like: parameters whose dtypes the result gets, and whose leaves stand where nothing was averaged (frozen
         or integer ones). None takes those of a TrainState, so that `state.replace(params=averaged(state))`
         evaluates the average without a recompile; and for an optimizer state the average as it is kept, in
-        float32 at least.
+        float32 at least. A schedule-free average is computed from those that are trained: they are needed then.
 
     Returns:
       A tree of arrays.
 
     Raises:
-      ConfigError: if there is no average in the state, or more than one.
+      ConfigError: if there is no average in the state, or more than one, or it needs parameters and has none.
 
     Examples:
       >>> import fntrain as ft, jax.numpy as jnp
@@ -165,7 +165,7 @@ def averaged(state: Any, like: Params | None = None) -> Params:
             if found
             else "`state` holds no average: put `ema(decay)` last in the chain, `chain(tx, ema(0.999))`"
         )
-    average = found[0][1].evaluation_params(params)
+    average = found[0][1].evaluation_params(like)
 
     def one(a, p):
         x = p if a is None else a
