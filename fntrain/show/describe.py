@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from .. import tree
+from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from .._core.value import show
 from ..transforms.adapt import Adapted, adapt
 from ..transforms.decay import add_weight_decay
+from ..transforms.quantize import quantize_state
 from ..transforms.stages import Stage, walk
 from ..transforms.types import Transform
 from .text import bytes_text
@@ -142,9 +145,7 @@ def _rows(tx: Transform, params: PyTree) -> tuple[Row, ...]:
         inside = [s for s in stages if s is stage or stage.tx in s.around]
         touched = set().union(*(_acts_on(s) for s in inside if not s.tx.stages))
         paths = tuple(path for path in tree.paths(stage.params) if path in touched)
-        rows.append(
-            Row(_title(stage), depth, _hyperparameters(stage), _state_bytes(stage.tx, stage.params), paths)
-        )
+        rows.append(Row(_title(stage), depth, _hyperparameters(stage), _bytes_in_place(stage), paths))
     return tuple(rows)
 
 
@@ -155,7 +156,14 @@ def _is_shown(stage: Stage) -> bool:
 
 def _title(stage: Stage) -> str:
     own, name = stage.tx.name, stage.name
+    if _is_part(stage.tx):
+        return name
     return own if name in ("inner", own) else f"{name}: {own}"
+
+
+def _is_part(tx: Transform) -> bool:
+    """Whether it is a part that an optimizer is made of and has no call of its own: its stages say what it is."""
+    return tx.call is None and bool(tx.stages) and not isinstance(tx, Adapted)
 
 
 def _acts_on(stage: Stage) -> set[str]:
@@ -178,6 +186,8 @@ KINDS: dict[bool | None, str] = {
 def _hyperparameters(stage: Stage) -> str:
     """The arguments of a call as text, but for transforms, which have rows of their own."""
     tx = stage.tx
+    if _is_part(tx):
+        return ""
     if isinstance(tx, Adapted) or tx.call is None:
         return "(optax)"
     arguments = {k: v for k, v in tx.call.arguments.items() if v is not None and not _holds_transform(v)}
@@ -192,6 +202,18 @@ def _holds_transform(x: Any) -> bool:
         return True
     values = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else ()
     return any(map(_holds_transform, values))
+
+
+def _bytes_in_place(stage: Stage) -> int:
+    """The bytes of a stage's state, as it is kept where it stands: in eight bits, inside `quantize_state`."""
+    outer = next((tx for tx in reversed(stage.around) if tx.made_by(quantize_state)), None)
+    if outer is None:
+        return _state_bytes(stage.tx, stage.params)
+    try:
+        coded = outer.call.again({**outer.call.arguments, "tx": stage.tx})  # type: ignore[union-attr]
+        return _state_bytes(coded, stage.params) - np.dtype(np.int32).itemsize  # without the count of updates
+    except ConfigError:  # no moments in this one
+        return _state_bytes(stage.tx, stage.params)
 
 
 def _state_bytes(tx: Transform, params: PyTree) -> int:

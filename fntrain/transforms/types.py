@@ -306,13 +306,13 @@ def _evaluated(node: Averaging, params: Params) -> Params:
 
 def _stage_rows(tx: Transform, prefix: str = "") -> list[tuple[str, str, str]]:
     """`(name, transform, arguments)` of every stage in order, nested ones by path."""
-    what = tx.call.name if tx.call is not None else repr(tx)
+    part = type(tx) is Transform and tx.call is None and bool(tx.stages)  # its stages say what it is
+    what = tx.call.name if tx.call is not None else "" if part else repr(tx)
     inner = {repr(stage) for stage in tx.stages.values()}
     shown = {} if tx.call is None else tx.call.shown()
     shown = {k: v for k, v in shown.items() if v not in inner and not k.startswith("*")}
-    rows = [(prefix or tx.name, what, ", ".join(f"{k}={v}" for k, v in shown.items()))]
-    if what == "chain":  # the chain itself says nothing its stages don't
-        rows = []
+    row = (prefix or tx.name, what, ", ".join(f"{k}={v}" for k, v in shown.items()))
+    rows = [] if what == "chain" else [row]  # the chain itself says nothing its stages don't
     for key, stage in tx.stages.items():
         rows += _stage_rows(stage, f"{prefix}/{key}" if prefix else key)
     return rows

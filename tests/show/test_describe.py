@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+import fntrain as ft
 from fntrain import ConfigError, optimizers, transforms as T
 from fntrain.tools import describe
 
@@ -147,3 +148,26 @@ def test_refusals():
         describe(optimizers.adam, PARAMS)
     with pytest.raises(ConfigError, match="'kernle' matches no leaf"):
         describe(optimizers.adamw(mask="kernle"), PARAMS)
+
+
+def test_parts_of_an_optimizer_are_named_by_what_they_do():
+    p = {"kernel": jnp.zeros((16, 16)), "bias": jnp.zeros(16)}
+    rows = describe(ft.optimizers.muon(0.02, matrices="kernel"), p).rows
+    assert [row.name for row in rows][:4] == [
+        "muon",
+        "directions",
+        "matrices: scale_by_muon",
+        "others: scale_by_adam",
+    ]
+    assert not any("optax" in row.hyperparameters for row in rows)
+    assert "Transform(" not in ft.optimizers.muon(0.02)._repr_html_()
+
+
+def test_what_is_kept_in_eight_bits_is_counted_so():
+    p = {"kernel": jnp.zeros((16, 256)), "bias": jnp.zeros(16)}
+    tx = ft.transforms.quantize_state(ft.optimizers.adamw(1e-3))
+    sizes = {row.name.split()[-1]: row.state_bytes for row in describe(tx, p).rows}
+    adam = 2 * (16 * 256 + 16 * 4 + 16 * 4) + 4  # codes, a scale a row, the whole bias; a count
+    assert sizes["scale_by_adam"] == adam
+    assert sizes["adamw"] == adam + 12  # the learning rate's
+    assert sizes["quantize_state"] == adam + 12 + 4

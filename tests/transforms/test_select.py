@@ -260,3 +260,27 @@ def test_update_without_parameters_where_none_are_needed():
     for tx in (T.freeze(optimizers.sgd(1.0), "head"), T.by_path({".*": optimizers.sgd(1.0)})):
         updates, _ = tx.update(g, tx.init(g))
         np.testing.assert_array_equal(updates["encoder"]["0"]["kernel"], -g["encoder"]["0"]["kernel"])
+
+
+def test_groups_have_rates_decays_and_schedules_of_their_own():
+    own = ft.by_path(
+        {
+            "bias": ft.optimizers.sgd(1.0),
+            "embed": ft.optimizers.adamw(ft.schedules.linear(0.1, 0.0, 2), weight_decay=0.0),
+            ".*": ft.optimizers.adamw(0.01, weight_decay=0.5),
+        }
+    )
+    p = {name: np.full(2, 4.0, np.float32) for name in ("bias", "embed", "kernel")}
+    g = {name: np.full(2, 0.25, np.float32) for name in p}
+    state = own.init(p)
+    first, state = own.update(g, state, p)
+    second, state = own.update(g, state, p)
+    want = {"bias": (-0.25, -0.25), "embed": (-0.1, -0.05), "kernel": (-0.01 - 0.01 * 0.5 * 4,) * 2}
+    for name, both in want.items():
+        np.testing.assert_allclose([first[name][0], second[name][0]], both, rtol=1e-5, err_msg=name)
+    rates = ft.transforms.recorded(state)
+    assert sorted(round(float(x), 6) for name, x in rates.items() if "learning_rate" in name) == [
+        0.01,
+        0.05,
+        1.0,
+    ]
