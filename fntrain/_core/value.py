@@ -80,6 +80,7 @@ class Value:
 
     call: Call | None = None
     _hash: int | None = None
+    _equals: object | None = None  # the same object on values that were found to be equal
 
     def _parts(self) -> tuple[Any, ...]:
         """What stands in for the call of an object that was made without a factory."""
@@ -91,12 +92,17 @@ class Value:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return (
-            isinstance(other, Value)
-            and type(self) is type(other)
-            and hash(self) == hash(other)
-            and self._identity() == other._identity()
-        )
+        if not isinstance(other, Value) or type(self) is not type(other) or hash(self) != hash(other):
+            return False
+        if self._equals is not None and self._equals is other._equals:
+            return True
+        if self._identity() != other._identity():
+            return False
+        # Compared on every dispatch with the one that was compiled for, so remembered.
+        mark = self._equals or other._equals or object()
+        for x in (self, other):
+            object.__setattr__(x, "_equals", mark)
+        return True
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -156,6 +162,7 @@ def factory(kind: type[V], **attributes: Any) -> Callable[[Callable[P, Any]], Ca
                 object.__setattr__(made, name, value)
             object.__setattr__(made, "call", Call(make, signature, dict(bound.arguments)))
             object.__setattr__(made, "_hash", None)
+            object.__setattr__(made, "_equals", None)
             return made
 
         make.makes = kind  # type: ignore[attr-defined]

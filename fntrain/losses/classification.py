@@ -113,13 +113,12 @@ def cross_entropy(
         return weighted(-weighted_sum(logp, targets), w)
 
     known = (labels >= 0) & (labels < classes)
-    index = jnp.where(known, labels, 0)
-    values = -jnp.take_along_axis(logp, index[..., None], axis=-1)[..., 0]
+    values = -at_labels(logp, labels)
     # A label that is no class keeps a weight, so that its NaN is not taken for something left out.
     own = None
     if per_class is not None:
         per_class = jax.lax.stop_gradient(per_class)
-        own = jnp.where(known, per_class[index], 1)
+        own = jnp.where(known, per_class[jnp.where(known, labels, 0)], 1)
     if not (check.is_concrete(label_smoothing) and label_smoothing == 0):
         if per_class is None or own is None:
             spread = -jnp.mean(logp, axis=-1)
@@ -193,6 +192,24 @@ def binary_cross_entropy(
 def log_probabilities(logits: jax.Array, from_logits: bool) -> jax.Array:
     """Logarithms of the probabilities of classes on the last axis."""
     return jax.nn.log_softmax(logits) if from_logits else jnp.log(at_least_tiny(logits))
+
+
+_FEW = 1024  # classes
+
+
+def at_labels(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """The score of each row's label, `[…]` of `[…, C]`; anything where a label is no class.
+
+    Of few classes by comparison, which is part of the loops around it, as its gradient is: a gather and the scatter
+    on the way back are five small kernels, where a step on a small model has fifty.
+    """
+    classes = scores.shape[-1]
+    if classes <= _FEW:
+        place = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+        mine = labels[..., None] == place
+        return jnp.sum(jnp.where(mine, scores, 0), axis=-1)
+    index = jnp.where((labels >= 0) & (labels < classes), labels, 0)
+    return jnp.take_along_axis(scores, index[..., None], axis=-1)[..., 0]
 
 
 def _positive_weight(pos_weight: Any, z: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from .._core import check
 from .._core.typing import ArrayLike
-from .classification import log_probabilities
+from .classification import at_labels, log_probabilities
 from .inputs import absorbed, at_least_tiny, floating, kept, over_rows, weighted
 from .labels import class_weights, counted, yes_or_no
 from .loss import Loss
@@ -65,9 +65,9 @@ def focal(
         share = kept(w, y) if each is None else kept(w, y) * over_rows(each, y.ndim)
         return weighted(jnp.sum(_focused(share, logp, gamma), axis=-1), w)
     known = (y >= 0) & (y < classes)
-    index = jnp.where(known, y, 0)
-    own = jnp.take_along_axis(logp, index[..., None], axis=-1)[..., 0]
-    values = _focused(jnp.ones_like(own) if each is None else each[index], own, gamma)
+    own = at_labels(logp, y)
+    share = jnp.ones_like(own) if each is None else each[jnp.where(known, y, 0)]
+    values = _focused(share, own, gamma)
     return weighted(jnp.where(known, values, jnp.nan), w)
 
 

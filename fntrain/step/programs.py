@@ -139,7 +139,9 @@ def outputs_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> PyTr
 
 
 def _of_parts(step: jax.Array, parts: list[Any], key: Words, layout: Layout | None) -> TrainState:
-    state = TrainState(step, *parts, key=key)  # type: ignore[arg-type]
+    state = TrainState.tree_unflatten(
+        key.impl, (step, *parts, key.words)
+    )  # half as long as its constructor takes
     if layout is not None:  # it was pinned there, so the next step need not ask
         object.__setattr__(state, "_layout", layout)
     return state

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 from jax.sharding import Mesh
 
 from .. import precision, tree
@@ -77,9 +78,17 @@ class TrainState(Carrier):
     @classmethod
     def tree_unflatten(cls, impl: Any, children: Any) -> "TrainState":
         """The state of such fields, whatever they are."""
-        *parts, words = children
         state = object.__new__(cls)
-        state.__dict__.update(zip(_FIELDS, parts), _words=Words(impl, words))
+        held = state.__dict__  # written out: every step makes one
+        (
+            held["step"],
+            held["updates"],
+            held["params"],
+            held["opt_state"],
+            held["model_state"],
+            words,
+        ) = children
+        held["_words"] = Words(impl, words)
         return state
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -455,8 +464,15 @@ def check_state(state: Any, verb: str) -> None:
         )
 
 
+with jax.ensure_compile_time_eval():  # so that it is this one, wherever the import stands
+    _NO_TRACE: Any = get_opaque_trace_state()
+
+
 def is_traced(state: TrainState) -> bool:
     """Whether a part of it is being traced, so that its arrays are not the state's own to give away."""
-    # By their types, as every step pays for it.
+    if (
+        get_opaque_trace_state() == _NO_TRACE
+    ):  # every step pays for the question, and the leaves cost ten times this
+        return False
     kinds = set(map(type, jax.tree.leaves((state.params, state.opt_state, state.model_state))))
     return any(issubclass(kind, Tracer) for kind in kinds)
