@@ -78,7 +78,7 @@ class Feed:
         self._waiting = nullcontext() if waiting is None else waiting
         # Whole batches of arrays, on one device: nothing is ever padded, unless at an epoch's end.
         self.whole: bool = isinstance(source, Arrays) and self.mesh is None
-        self._ones = functools.cache(_ones)
+        self.ones: Callable[..., jax.Array] = functools.cache(_ones)
         self.weighed = source.has_tail or not self.whole
         with self._waiting:
             source.peek()
@@ -139,7 +139,7 @@ class Feed:
         waiting = self._waiting if isinstance(loader.data, Examples) else nullcontext()
         while index < total and (steps := room(index - position.index)):
             if steps > 1 and self.whole and index + steps <= loader.whole:
-                weights = self._ones(steps, loader.batch_size) if self.weighed else None
+                weights = self.ones(steps, loader.batch_size) if self.weighed else None
                 with waiting:
                     batches = loader.stacked(epoch, index, steps)
                 piece = Piece(batches, weights, steps, True, index + steps == total)
@@ -200,7 +200,7 @@ class Feed:
     def placed(self, batch: Any, weight: Any) -> tuple[Any, Any]:
         """One batch as `train_into` and `eval_into` take it."""
         if self.weighed and self.whole:
-            return batch, self._ones(len(weight)) if weight.all() else jax.device_put(weight)
+            return batch, self.ones(len(weight)) if weight.all() else jax.device_put(weight)
         weight = self._weight(weight)
         return (batch, weight) if self.mesh is None else place(batch, weight, self.mesh)
 

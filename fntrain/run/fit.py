@@ -126,6 +126,7 @@ def fit(
     rebuild: int = 256,
     keep_best: bool | str | tuple[str, str] | None = None,
     rehearse: bool = False,
+    data_on_device: bool | Literal["auto"] = "auto",
     train_step: Callable[..., Any] | None = None,
     eval_step: Callable[..., Any] | None = None,
     progress: bool = True,
@@ -189,6 +190,10 @@ def fit(
       rehearse: do first all that the run will do, once, and throw it away: two steps on the first batch, one
         validation, one checkpoint, written beside `run_dir`, read back and compared bitwise. Times and memory are
         printed, and in `result.rehearsal`; then the run goes on, as it would have without. Callbacks are not called.
+      data_on_device: put `data`, where it is arrays, on the device once, where each step gathers its rows itself; the
+        order is the same, and so are the results. On a mesh every device holds all of it. True does so, and refuses
+        what is no array in memory; False never does; `"auto"` does so on one accelerator, if it fits a quarter of the
+        memory that is free there. What is changed in the arrays during the run is then not seen.
       train_step: a function in the place of `fntrain.train_step`, `(task, state, batch, weight) -> (state, metrics)`;
         it may call that one, and change what goes in or comes out. It is traced into the compiled step, so it has to
         be pure; chunks are scans over it. The state's `step` and `key` stay the loop's. No bad step is kept as a
@@ -247,6 +252,7 @@ def fit(
         rebuild=rebuild,
         keep_best=keep_best,
         rehearse=rehearse,
+        data_on_device=data_on_device,
         train_step=train_step,
         eval_step=eval_step,
         progress=progress,

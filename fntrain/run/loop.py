@@ -26,6 +26,7 @@ from ..data import feed as feed_lib
 from ..data.feed import Feed, Piece
 from ..data.position import Position
 from ..data.prefetch import Prefetcher
+from ..data.resident import Resident
 from ..step import members, programs
 from ..step.packed import Packed, on_host
 from ..step.state import TrainState
@@ -62,6 +63,7 @@ class Loop:
     save_due: float | None = None  # when the next save is, by the clock, if saves are due by time
     best: BestState | None = None
     logs: bool = False  # whether anybody listens to on_log
+    resident: Resident | None = None  # the training data on the device, if it is there
     # What a resumed run has to start from while an epoch's last events are not over, as it calls them again.
     resume_point: tuple[TrainState, list[Any]] | None = None
 
@@ -214,8 +216,10 @@ class Loop:
     def _pieces(self) -> Iterator[Piece]:
         """The epoch's pieces from the position on, made ahead if that was asked for."""
         start = self.ctx.step
-        pieces = self.training.pieces(self.ctx.position, lambda done: self._room(start + done))
-        if self.options.prefetch:
+        pieces = (self.resident or self.training).pieces(
+            self.ctx.position, lambda done: self._room(start + done)
+        )
+        if self.options.prefetch and self.resident is None:
             pieces = Prefetcher(pieces, feed_lib.on_device, self.options.prefetch)
         try:
             while True:
@@ -248,7 +252,10 @@ class Loop:
         # The counts move with the state, before anybody else runs: an interrupt finds them in agreement.
         ctx.step += piece.steps
         ctx.epoch_step += piece.steps
-        ctx.last_batch = (piece.batch, piece.weight, piece.stacked) if self.callbacks.wants_batch else None
+        ctx.last_batch = None
+        if self.callbacks.wants_batch:
+            seen = piece if self.resident is None else self.resident.opened(piece)
+            ctx.last_batch = seen.batch, seen.weight, seen.stacked
         self.callbacks.call("on_step_end", ctx)
         if self.logs:
             first = ctx.step - piece.steps + 1 if values is not None else ctx.step

@@ -43,6 +43,7 @@ class Options:
     verbose: bool
     keep_best: bool | str | tuple[str, str] | None
     rehearse: bool
+    data_on_device: bool | Literal["auto"]
     train_step: Callable[..., Any] | None
     eval_step: Callable[..., Any] | None
     listeners: CallbackList = dataclasses.field(init=False)  # the callbacks, each looked at
@@ -63,6 +64,8 @@ class Options:
                 check.integer(name, getattr(self, name), at_least=1)
         for name in ("shuffle", "donate", "progress", "verbose", "rehearse"):
             check.flag(name, getattr(self, name))
+        if self.data_on_device != "auto":
+            check.flag("data_on_device", self.data_on_device)
         if self.max_time is not None:
             check.number("max_time", self.max_time, above=0)
         check.integer("prefetch", self.prefetch, at_least=0)

@@ -21,6 +21,7 @@ from ..data.examples import is_shuffled_loader
 from ..data.feed import Feed
 from ..data.named import by_name
 from ..data.position import Position
+from ..data.resident import resident
 from ..data.source import as_source, fingerprint
 from ..data.stream import Stream
 from ..schedules.lengths import resolved, waits
@@ -286,7 +287,18 @@ def loop(
         watched.begin(ctx)
         best = BestState(watched, run)
     return Loop(
-        options, training, feeds.validation, callbacks, run, signals, rescue, chunk, metrics, ctx, best=best
+        options,
+        training,
+        feeds.validation,
+        callbacks,
+        run,
+        signals,
+        rescue,
+        chunk,
+        metrics,
+        ctx,
+        best=best,
+        resident=resident(training, state, options.data_on_device),
     )
 
 

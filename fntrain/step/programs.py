@@ -23,6 +23,7 @@ from ..sharding.place import Layout, layout_of, pinned
 from ..transforms import loss_scale, types as transforms
 from . import gradients, members, replaced, reports
 from .packed import Packed, packed, unpacked
+from .picked import apart, gathered, together
 from .reports import StepMetrics
 from .rootkey import Words
 from .state import TrainState, check_optimizer
@@ -174,6 +175,9 @@ def copied(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
+picked: Callable[..., Any] = jax.jit(gathered)
+"""The arrays of a batch that a step would gather itself, for who wants to see them."""
+
 opened: Callable[..., Any] = jax.jit(unpacked)
 """A step's metrics by name, for who stores them."""
 
@@ -200,7 +204,7 @@ def _train_step(
     key = jax.random.wrap_key_data(bits, impl=impl)
     state = TrainState(step, updates, params, opt_state, model_state, key)
     with stacks.context(layout):
-        state, new = one_step(task, state, batch, weight)
+        state, new = one_step(task, state, gathered(batch), weight)
     *parts, step = pinned((*_donated(state), state.step), layout)
     return *parts, _joined(task, metrics, new), step
 
@@ -243,18 +247,19 @@ def _train_steps(
 ):
     key = jax.random.wrap_key_data(bits, impl=impl)
     state = TrainState(step, updates, params, opt_state, model_state, key)
+    shared, batches = apart(batches)
     if metrics is None:
         first = jax.tree.map(lambda x: x[0], (batches, weights))
-        shapes = jax.eval_shape(lambda s, x: one_step(task, s, *x)[1], state, first)
+        shapes = jax.eval_shape(lambda s, x: one_step(task, s, together(shared, x[0]), x[1])[1], state, first)
         accumulated = reports.empty_like(task, shapes)
     else:
         accumulated = unpacked(metrics)
 
     def body(carry, x):
-        parts, metrics = carry
-        *parts, step = parts
+        (*parts, step), metrics = carry
+        batch, weight = together(shared, x[0]), x[1]
         with stacks.context(layout):
-            state, new = one_step(task, TrainState(step, *parts, key=key), *x)
+            state, new = one_step(task, TrainState(step, *parts, key=key), batch, weight)
         metrics = reports.merge(task, metrics, new)
         parts = pinned((*_donated(state), state.step), layout)
         return (parts, metrics), _due_values(task, state.step, metrics, log_every) if log_every else None
