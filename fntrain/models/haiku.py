@@ -77,7 +77,7 @@ def haiku(transformed: Any, *example: Any) -> Haiku:
 
     Args:
       transformed: of `hk.transform` or `hk.transform_with_state`.
-      *example: inputs, or `jax.ShapeDtypeStruct`s of them; only their types count.
+      *example: inputs, or their `jax.ShapeDtypeStruct`; only their types count.
 
     Raises:
       ConfigError: if it is not transformed, or `example` is missing.

@@ -131,7 +131,7 @@ def linen(
 
     Args:
       module: the module.
-      *example: inputs, or `jax.ShapeDtypeStruct`s of them; a batch of one row will do, only their types count.
+      *example: inputs, or their `jax.ShapeDtypeStruct`; a batch of one row will do, only their types count.
       method: the method to call.
       streams: names of the random streams it draws from besides `params`.
 
