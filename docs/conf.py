@@ -17,7 +17,7 @@ import fntrain
 project, author, copyright = "fntrain", "The fntrain authors", "The fntrain authors"  # noqa: A001
 version = release = fntrain.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton", "mathml", "reference"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton", "mathml", "reference", "results"]
 exclude_patterns = ["_build", "extensions"]
 default_role = "public"
 nitpicky = False

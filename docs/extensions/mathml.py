@@ -13,7 +13,8 @@ def mathml(latex: str, display: str) -> str:
         latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
     for word, drawn in UNKNOWN.items():
         latex = latex.replace(word, drawn)
-    return convert(" ".join(latex.split()), display=display)
+    made = convert(" ".join(latex.split()), display=display)
+    return made.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')  # a norm is as high as a letter
 
 
 def visit_inline(translator, node: nodes.math) -> None:

@@ -24,9 +24,9 @@ ELSEWHERE = {
     "optimizer": "tx",
     "rng": "key",
     "seed": "key",
-    "test_size": "fraction",
     "T_max": "steps",
     "total_steps": "steps",
+    "train_size": "fraction",
     "transition_steps": "steps",
     "val_data": "validation_data",
 }
@@ -152,6 +152,8 @@ def misfit(
 
 def meant(key: str, names: list[str]) -> str:
     """`; did you mean 'x'?`, for an argument in another spelling or another library's word."""
+    if key == "test_size" and "fraction" in names:  # the other way round: the share of the first part is meant here
+        return "; did you mean 'fraction', of the first part, which is 1 - `test_size`?"
     known = ELSEWHERE.get(key)
     return did_you_mean(known if known in names else key, names)
 

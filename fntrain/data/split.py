@@ -24,7 +24,7 @@ def split(data: PyTree, fraction: float, seed: int = 0, stratify: Any = None) ->
     Args:
       data: an array, or a tuple, dict or any tree but a list of arrays that share their leading axis, of whatever
         `data_loader` takes, and of text.
-      fraction: > 0 and < 1, and such that no part is empty.
+      fraction: of the first part, > 0 and < 1, and such that no part is empty: `train, test = split(data, 0.8)`.
       seed: an integer >= 0.
       stratify: the class of each row, `[rows]`, integers, bools or text: each class is divided in the same
         proportion, to within one row. None divides all rows alike.

@@ -17,7 +17,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 FENCE = re.compile(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
 PEERS = {"Keras": "keras", "Lightning": "lightning", "optax and Flax": "flax", "Hugging Face": "transformers"}
 """Whose programs stand beside ours in a pair of blocks, and the module that has to be there to run them."""
-ELSEWHERE = {"scale_out.md": "several blocks are of a cluster; `sharding/test_layout.py` and its neighbours hold them"}
 
 
 def blocks(text):
@@ -71,7 +70,7 @@ def pages():
             yield name
 
 
-PAGES = [name for name in pages() if name not in ELSEWHERE]
+PAGES = list(pages())
 
 
 @pytest.mark.parametrize("name", PAGES)
