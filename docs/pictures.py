@@ -4,6 +4,8 @@ Plots are Matplotlib's, as `fntrain.plots` makes them; what a terminal shows is 
 a run that is watched, file by file. No picture has anything in it that has to be fetched.
 """
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -39,15 +41,40 @@ def terminal(name: str, text: str | Text | Console, width: int = 96) -> None:
     (HERE / f"{name}.svg").write_text(svg.replace("Fira Code", "ui-monospace"))
 
 
+def screen(written: str) -> Text:
+    """What stands on a terminal after all of this was written to it: a line that lives is drawn over and over."""
+    lines, row = [""], 0
+    for piece in re.split(r"(\x1b\[\d*[A-HJKl]|\x1b\[\?\d+[lh]|\r|\n)", written):
+        if piece == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif piece == "\r" or piece.startswith("\x1b[?"):
+            continue
+        elif re.fullmatch(r"\x1b\[\d*A", piece):
+            row = max(0, row - int(piece[2:-1] or 1))
+        elif re.fullmatch(r"\x1b\[\d*K", piece):
+            lines[row] = ""
+        elif piece:
+            lines[row] += piece
+    return Text.from_ansi("\n".join(lines).strip("\n"))
+
+
 def printed(*arguments: str) -> Text:
     """What `fntrain` prints, colours and all."""
-    import contextlib
-    import io
-
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         cli.main(arguments)
     return Text.from_ansi(out.getvalue().strip("\n"))
+
+
+class Keep:
+    """Keeps what was written by the middle of each epoch."""
+
+    def __init__(self, written: io.StringIO, parts: dict[int, str]):
+        self.written, self.parts = written, parts
+
+    def on_log(self, ctx) -> None:
+        self.parts[ctx.epoch] = self.written.getvalue()
 
 
 def plots() -> None:
@@ -56,26 +83,31 @@ def plots() -> None:
         run = Path(folder, "digits")
         options = demo.Options(epochs=12)
         prepared = demo.prepare(options)
-        bar = Console(record=True, width=96, file=open(os.devnull, "w"), force_terminal=True)
+        written = io.StringIO()
+        bar = Console(width=96, file=written, force_terminal=True, color_system="truecolor")
+        parts = {}
+
         result = ft.fit(
             prepared.task,
             prepared.state,
             prepared.data,
             epochs=12,
             validation_data=prepared.validation,
-            callbacks=[ft.callbacks.ProgressBar(console=bar)],
+            callbacks=[ft.callbacks.ProgressBar(console=bar), Keep(written, parts)],
             run_dir=run,
             log_every=10,
             progress=False,
         )
-        terminal("progress", bar)
+        terminal("progress", screen(parts[7]))
+        terminal("table", screen(written.getvalue()))
         ft.plots.learning_curves(result.history, path=HERE / "learning_curves.png")
         found = ft.evaluate(prepared.task, result.state, prepared.validation)
         ft.plots.confusion_matrix(found["confusion_matrix"], path=HERE / "confusion_matrix.png")
         terminal("text", ft.plots.text(result.history, width=92))
         os.chdir(folder)
         terminal("inspect", printed("inspect", "digits"))
-        terminal("describe", str(ft.tools.describe(prepared.task.tx, prepared.state.params)), width=120)
+        tx = ft.chain(ft.clip_by_norm(1.0), ft.optimizers.adamw(1e-3, mask="kernel"))
+        terminal("describe", str(ft.tools.describe(tx, prepared.state.params)), width=110)
         terminal("state", repr(result.state))
         found = ft.tools.lr_find(prepared.task, prepared.state, prepared.data)
         found.plot(HERE / "lr_finding.png")
@@ -167,7 +199,7 @@ def draw_way(places: list[tuple[str, list[str]]]) -> None:
     height = top + len(places) * row
     (HERE / "way_of_a_batch.svg").write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="The way of a batch through the library" font-family="system-ui, sans-serif" font-size="13" fill="currentColor" color="#7a8591">'
+        f'aria-label="The way of a batch through the library" font-family="system-ui, sans-serif" font-size="13" fill="currentColor">'
         '<defs><marker id="down" viewBox="0 0 8 8" refX="4" refY="6" markerWidth="6" markerHeight="6" orient="auto">'
         '<path d="M0 0 L8 0 L4 8 z" transform="rotate(-90 4 4)" fill="currentColor"/></marker></defs>' + "\n".join(out) + "</svg>\n"
     )

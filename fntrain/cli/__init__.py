@@ -1,4 +1,4 @@
-"""The command line: `fntrain demo`, `inspect RUN`, `report RUN…` and so on, a file each.
+"""The command line: `fntrain demo`, `new DIR`, `inspect RUN`, `report RUN…` and so on, a file each.
 
 A mistake costs one line and exit status 2; whatever else is heavy is imported by the command that needs it. Each
 command is a file here, whose `add` says what it is called and takes.
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from .. import __version__
 from .._core.errors import CheckpointError, ConfigError, DataError
-from . import compare, demo, inspect, plot, replay, report, runs, search
+from . import compare, demo, inspect, new, plot, replay, report, runs, search
 from .parser import Commands, Parser
 
-COMMANDS = (demo, plot, inspect, runs, compare, report, search, replay)  # in the order of `fntrain --help`
+# What is asked first comes first in `fntrain --help`.
+COMMANDS = (demo, new, inspect, plot, runs, compare, report, search, replay)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
