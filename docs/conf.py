@@ -14,10 +14,18 @@ sys.path.insert(0, str(HERE / "extensions"))
 
 import fntrain
 
-project, author, copyright = "fntrain", "The fntrain authors", "The fntrain authors"  # noqa: A001
+project, author, copyright = "fntrain", "The fntrain authors", "The fntrain authors"
 version = release = fntrain.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton", "mathml", "reference", "results"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_nb",
+    "sphinx_copybutton",
+    "mathml",
+    "reference",
+    "results",
+]
 exclude_patterns = ["_build", "extensions"]
 default_role = "public"
 nitpicky = False
@@ -47,7 +55,7 @@ toc_object_entries_show_parents = "hide"
 html_theme = "furo"
 html_title = "fntrain"
 html_math_renderer = "mathml"
-html_static_path = ["_static"]
+html_static_path, html_favicon = ["_static"], "_static/icon.svg"
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False

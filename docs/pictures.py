@@ -27,14 +27,28 @@ from fntrain import cli, demo
 
 HERE = Path(__file__).parent / "pictures"
 PACKAGE = Path(ft.__file__).parent
-PLACES = ("data", "sharding", "run", "step", "precision", "losses", "transforms", "metrics", "checkpoint", "callbacks", "show")
+PLACES = (
+    "data",
+    "sharding",
+    "run",
+    "step",
+    "precision",
+    "losses",
+    "transforms",
+    "metrics",
+    "checkpoint",
+    "callbacks",
+    "show",
+)
 """The folders that a batch meets, and that are drawn."""
 FONT = re.compile(r"@font-face \{.*?\}", re.S)
 
 
 def terminal(name: str, text: str | Text | Console, width: int = 96) -> None:
     """What a terminal shows, as SVG."""
-    console = text if isinstance(text, Console) else Console(record=True, width=width, file=open(os.devnull, "w"))
+    console = (
+        text if isinstance(text, Console) else Console(record=True, width=width, file=open(os.devnull, "w"))
+    )
     if console is not text:
         console.print(text, highlight=False)
     svg = FONT.sub("", console.export_svg(title=name.replace("_", " "), theme=MONOKAI, unique_id=name))
@@ -116,7 +130,9 @@ def plots() -> None:
     score = np.clip(0.35 * label + rng.normal(0.35, 0.18, 400), 0, 1)
     fpr, tpr, _, auc = ft.scores.roc_auc(label, score)
     ft.plots.roc_curve(fpr, tpr, float(auc), path=HERE / "roc_curve.png")
-    ft.plots.precision_recall_curve(*ft.scores.precision_recall_curve(label, score)[:2], path=HERE / "precision_recall_curve.png")
+    ft.plots.precision_recall_curve(
+        *ft.scores.precision_recall_curve(label, score)[:2], path=HERE / "precision_recall_curve.png"
+    )
     rate = ft.schedules.warmup(ft.schedules.cosine(1e-3, 900, end=1e-5), 100)
     ft.plots.schedule(rate, 1000, path=HERE / "schedule.png")
 
@@ -160,7 +176,16 @@ def way_of_a_batch() -> None:
         quiet = ft.callbacks.ProgressBar(console=Console(file=open(os.devnull, "w")))
         sys.setprofile(watch)
         try:
-            ft.fit(task, state, x, steps=2, batch_size=4, callbacks=[stopping, quiet], run_dir=folder, progress=False)
+            ft.fit(
+                task,
+                state,
+                x,
+                steps=2,
+                batch_size=4,
+                callbacks=[stopping, quiet],
+                run_dir=folder,
+                progress=False,
+            )
         finally:
             sys.setprofile(None)
     draw_way([(place, met[place]) for place in PLACES if place in met])
@@ -190,7 +215,9 @@ def draw_way(places: list[tuple[str, list[str]]]) -> None:
         inside = place in ("precision", "losses", "transforms", "metrics")
         x = 60 if inside else 20
         shown = ", ".join(file.rpartition("/")[2] for file in files[:9]) + (" …" if len(files) > 9 else "")
-        out.append(f'<rect x="{x}" y="{y}" width="{width - x - 20}" height="{row - 14}" rx="6" fill="none" stroke="currentColor" opacity="0.55"/>')
+        out.append(
+            f'<rect x="{x}" y="{y}" width="{width - x - 20}" height="{row - 14}" rx="6" fill="none" stroke="currentColor" opacity="0.55"/>'
+        )
         out.append(f'<text x="{x + 12}" y="{y + 20}" font-weight="bold">{place}</text>')
         out.append(f'<text x="{x + 110}" y="{y + 20}">{SAYS[place]}</text>')
         out.append(f'<text x="{x + 110}" y="{y + 38}" font-size="11" opacity="0.7">{shown}</text>')
@@ -201,7 +228,9 @@ def draw_way(places: list[tuple[str, list[str]]]) -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="The way of a batch through the library" font-family="system-ui, sans-serif" font-size="13" fill="currentColor">'
         '<defs><marker id="down" viewBox="0 0 8 8" refX="4" refY="6" markerWidth="6" markerHeight="6" orient="auto">'
-        '<path d="M0 0 L8 0 L4 8 z" transform="rotate(-90 4 4)" fill="currentColor"/></marker></defs>' + "\n".join(out) + "</svg>\n"
+        '<path d="M0 0 L8 0 L4 8 z" transform="rotate(-90 4 4)" fill="currentColor"/></marker></defs>'
+        + "\n".join(out)
+        + "</svg>\n"
     )
 
 

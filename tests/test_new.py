@@ -25,7 +25,9 @@ def test_its_test_passes(model, data, tmp_path, monkeypatch, capsys):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         try:
             importlib.import_module("test_train").test_it_learns(tmp_path)
-            again = importlib.import_module("train").main(tmp_path / "run", epochs=4)  # goes on, and has nothing to do
+            again = importlib.import_module("train").main(
+                tmp_path / "run", epochs=4
+            )  # goes on, and has nothing to do
         finally:
             sys.modules.pop("train", None), sys.modules.pop("test_train", None)
     assert again > 0.8
@@ -39,7 +41,9 @@ def test_every_combination_is_a_program(model, data):
     compile(files["train.py"], "train.py", "exec")
     assert "/runs/" in files[".gitignore"]
     assert max(map(len, files["train.py"].splitlines())) <= 110
-    assert "{" not in files["train.py"].partition("def main")[0].partition("def make_task")[2]  # nothing left to fill in
+    assert (
+        "{" not in files["train.py"].partition("def main")[0].partition("def make_task")[2]
+    )  # nothing left to fill in
 
 
 def test_what_is_there_is_left_alone(tmp_path, capsys):

@@ -14,7 +14,9 @@ def mathml(latex: str, display: str) -> str:
     for word, drawn in UNKNOWN.items():
         latex = latex.replace(word, drawn)
     made = convert(" ".join(latex.split()), display=display)
-    return made.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')  # a norm is as high as a letter
+    return made.replace(
+        "<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>'
+    )  # a norm is as high as a letter
 
 
 def visit_inline(translator, node: nodes.math) -> None:

@@ -27,7 +27,11 @@ from sphinx.util.docutils import SphinxDirective
 import fntrain
 
 PACKAGE = pathlib.Path(fntrain.__file__).parent
-MODULES = {name: x for name, x in vars(fntrain).items() if isinstance(x, types.ModuleType) and name in fntrain.__all__}
+MODULES = {
+    name: x
+    for name, x in vars(fntrain).items()
+    if isinstance(x, types.ModuleType) and name in fntrain.__all__
+}
 
 for short, module in MODULES.items():  # under their short names for autodoc too: errors and plots live deeper
     sys.modules.setdefault(f"fntrain.{short}", module)
@@ -89,7 +93,11 @@ def homes() -> dict[str, str]:
             out[f"{short}.{name}"] = f"fntrain.{short}.{name}"
             bare.setdefault(name, []).append(f"fntrain.{short}.{name}")
     out |= {name: found[0] for name, found in bare.items() if len(found) == 1}
-    by_identity = {id(getattr(MODULES[key.split(".")[0]], key.split(".")[1])): home for key, home in out.items() if "." in key}
+    by_identity = {
+        id(getattr(MODULES[key.split(".")[0]], key.split(".")[1])): home
+        for key, home in out.items()
+        if "." in key
+    }
     for name in fntrain.__all__:
         x = getattr(fntrain, name)
         if not isinstance(x, types.ModuleType):
@@ -116,7 +124,14 @@ def linked(text: str, where: nodes.literal, docname: str) -> nodes.Node:
     if target is None:
         return where
     return pending_xref(
-        "", where, refdoc=docname, refdomain="py", reftype="obj", reftarget=target, refwarn=False, refexplicit=True
+        "",
+        where,
+        refdoc=docname,
+        refdomain="py",
+        reftype="obj",
+        reftarget=target,
+        refwarn=False,
+        refexplicit=True,
     )
 
 

@@ -1,7 +1,7 @@
 """What was measured, on a page: the tables of `benchmarks/results`, and the figures of the reliability suite in words.
 
-    ```{results} loop-cpu.md
-    ```
+```{results} loop-cpu.md
+```
 """
 
 import json
@@ -40,7 +40,9 @@ class Results(SphinxDirective):
         if path.suffix == ".json":
             found = json.loads(text)
             machine = "On {cores} cores, Python {python}, JAX {jax}.".format(**found["machine"])
-            text = "\n".join([*(f"- {words.format(**found[key])}." for key, words in SAID.items()), "", machine])
+            text = "\n".join(
+                [*(f"- {words.format(**found[key])}." for key, words in SAID.items()), "", machine]
+            )
         elif not text.startswith("# "):  # a table without its title
             text = f"# {path.stem.removesuffix('-cpu').capitalize()}\n\n{text}"
         deeper = "\n".join("#" + line if line.startswith("#") else line for line in text.splitlines())

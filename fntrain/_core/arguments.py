@@ -152,7 +152,9 @@ def misfit(
 
 def meant(key: str, names: list[str]) -> str:
     """`; did you mean 'x'?`, for an argument in another spelling or another library's word."""
-    if key == "test_size" and "fraction" in names:  # the other way round: the share of the first part is meant here
+    if (
+        key == "test_size" and "fraction" in names
+    ):  # the other way round: the share of the first part is meant here
         return "; did you mean 'fraction', of the first part, which is 1 - `test_size`?"
     known = ELSEWHERE.get(key)
     return did_you_mean(known if known in names else key, names)
