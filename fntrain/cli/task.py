@@ -24,3 +24,14 @@ def task_named(where: str) -> Any:
     finally:
         sys.path.remove(os.getcwd())
     return found() if callable(found) and not isinstance(found, Task) else found
+
+
+def fit_named(where: str) -> tuple[Any, Any, Any]:
+    """The first arguments of a run's `fit`, `(task, state, data)`, that `module:attribute` names."""
+    found = task_named(where)
+    if not isinstance(found, tuple) or len(found) != 3:
+        raise ConfigError(
+            f"--task {where}: it must be `(task, state, data)` here, as `fit` was given them, or a function that makes "
+            f"them, got {type(found).__name__}"
+        )
+    return found

@@ -137,19 +137,27 @@ def load_capsule(path: str | os.PathLike[str], task: Task, like: TrainState | No
     if not Path(path).is_dir():
         raise CheckpointError(f"there is no capsule {path}")
     with Checkpointer(path) as checkpoints:
-        if like is None:
-            saved = checkpoints.as_saved()
-            if not isinstance(saved, dict) or not {"params", "model_state", "key"} <= set(saved):
-                raise CheckpointError(f"{path} holds no TrainState")
-            like = jax.eval_shape(
-                lambda p, m, k: init_state(task, p, model_state=m, key=k),
-                *jax.tree.map(jnp.asarray, (saved["params"], saved["model_state"], saved["key"])),
-            )
+        like = saved_form(checkpoints, task) if like is None else like
         state = checkpoints.restore(like)
         extra = checkpoints.extra()
     if not {"batch", "weight", "about"} <= set(extra):
         raise CheckpointError(f"{path} is a checkpoint, and no capsule: it holds no batch")
     return Capsule(Path(path), state, extra["batch"], extra["weight"], extra["about"])
+
+
+def saved_form(checkpoints: Checkpointer, task: Task, step: int | None = None) -> TrainState:
+    """The form of a state on disk, for parameters that are dicts, lists and tuples of arrays.
+
+    Raises:
+      CheckpointError: if it is no TrainState.
+    """
+    saved = checkpoints.as_saved(step=step)
+    if not isinstance(saved, dict) or not {"params", "model_state", "key"} <= set(saved):
+        raise CheckpointError(f"{checkpoints.directory} holds no TrainState")
+    return jax.eval_shape(
+        lambda p, m, k: init_state(task, p, model_state=m, key=k),
+        *jax.tree.map(jnp.asarray, (saved["params"], saved["model_state"], saved["key"])),
+    )
 
 
 def digests(state: PyTree) -> dict[str, str]:

@@ -203,16 +203,8 @@ class RunDirectory:
         """The saved run, in the types and on the devices of the state and metrics given."""
         assert self.extra is not None
         state = self.checkpointer.restore(state)
-        saved, position = self.extra["accumulators"], Position(*self.extra["position"])
-        if position.index > 0:  # an epoch begins with none
-            if set(tree.paths(metrics)) != set(saved):
-                raise CheckpointError(
-                    f"the metrics saved in {self.path}, inside epoch {position.epoch + 1}, are "
-                    f"{tree.some(list(saved))}, this task's are {tree.some(tree.paths(metrics))}: first go on as the "
-                    f"run was to that epoch's end, by `epochs={position.epoch + 1}`"
-                )
-            leaves = [sharding.put_like(saved[path], x) for path, x in tree.items(metrics)]
-            metrics = jax.tree.unflatten(jax.tree.structure(metrics), leaves)
+        position = Position(*self.extra["position"])
+        metrics = measured_so_far(self.extra, metrics, self.path)
         return (
             state,
             metrics,
@@ -295,6 +287,21 @@ class RunDirectory:
             self.checkpointer.__exit__(*exception)
         finally:
             self._unlock()
+
+
+def measured_so_far(extra: Mapping[str, Any], metrics: StepMetrics, where: Path) -> StepMetrics:
+    """The metrics of the epoch that a checkpoint was saved in, in the types and on the devices of those given."""
+    saved, position = extra["accumulators"], Position(*extra["position"])
+    if position.index == 0:  # an epoch begins with none
+        return metrics
+    if set(tree.paths(metrics)) != set(saved):
+        raise CheckpointError(
+            f"the metrics saved in {where}, inside epoch {position.epoch + 1}, are "
+            f"{tree.some(list(saved))}, this task's are {tree.some(tree.paths(metrics))}: first go on as the "
+            f"run was to that epoch's end, by `epochs={position.epoch + 1}`"
+        )
+    leaves = [sharding.put_like(saved[path], x) for path, x in tree.items(metrics)]
+    return jax.tree.unflatten(jax.tree.structure(metrics), leaves)
 
 
 def _frozen(row: dict[str, Any]) -> dict[str, Any]:

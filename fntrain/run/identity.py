@@ -76,6 +76,23 @@ def check_identity(
     Raises:
       RunMismatchError: with the differences that may not be, a line each, and how to say that they may.
     """
+    parts = compared(saved, now, task, where)
+    lines = [line for part in parts if part not in override for line in parts[part]]
+    if lines:
+        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+        names = ", ".join(f'"{part}"' for part in parts)
+        raise RunMismatchError(
+            f"`resume`: the run in {where} is another one than this call describes (go on all the same with "
+            f"`override=({names},)`, which the run notes, or choose another `run_dir`):\n  "
+            + "\n  ".join([*lines[:10], *more])
+        )
+    return parts
+
+
+def compared(
+    saved: dict[str, Any], now: dict[str, Any], task: dict[str, Any], where: Any
+) -> dict[str, list[str]]:
+    """What differs between two identities, by part of `OVERRIDES`, a line each."""
     saved, now = dict(saved), dict(now)
     if "python" in now and "python" not in saved:  # the first version's: a task was its text
         saved["python"], now["task"] = now["python"], task
@@ -85,14 +102,14 @@ def check_identity(
                 f"the run in {where} was saved by a version that could not tell transforms of other libraries apart; "
                 f"whether this task is the same one is not known",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
     if saved.get("python") != now.get("python"):
         warnings.warn(
             f"the run in {where} was saved under Python {saved['python']}, and this is {now['python']}: whether the "
             f"code of your functions is the same is not known",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         saved, now = _without_code(saved), _without_code(now)
     if isinstance(
@@ -103,15 +120,6 @@ def check_identity(
     parts: dict[str, list[str]] = {}
     for line in differences(saved, now):
         parts.setdefault(_part(line), []).append(line)
-    lines = [line for part in parts if part not in override for line in parts[part]]
-    if lines:
-        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
-        names = ", ".join(f'"{part}"' for part in parts)
-        raise RunMismatchError(
-            f"`resume`: the run in {where} is another one than this call describes (go on all the same with "
-            f"`override=({names},)`, which the run notes, or choose another `run_dir`):\n  "
-            + "\n  ".join([*lines[:10], *more])
-        )
     return parts
 
 

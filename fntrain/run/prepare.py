@@ -85,7 +85,7 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
     """
     waiting = signals.waiting
     source = as_source(data, options.batch_size, shuffle=options.shuffle, seed=options.seed)
-    task = _of_this_length(task, _steps(source, options))
+    task = of_this_length(task, _steps(source, options))
     training = Feed(task, state, source, train=True, name="data", waiting=waiting)
     if source.endless and options.steps is None and options.max_time is None:
         raise DataError("`data` has no end, and so an epoch of it has none: give `steps`, not `epochs`")
@@ -115,7 +115,7 @@ def _steps(source: Any, options: Options) -> int | None:
     return options.epochs * source.length  # type: ignore[operator]
 
 
-def _of_this_length(task: Task, steps: int | None) -> Task:
+def of_this_length(task: Task, steps: int | None) -> Task:
     """The task with the lengths of its schedules that are fractions of the run made numbers of updates."""
     if not waits(task.tx):
         return task

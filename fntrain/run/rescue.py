@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import tree
 from .._core.errors import CheckpointError, ConfigError
-from ..data import feed as feed_lib, source as data_lib
+from ..data import source as data_lib
 from ..data.feed import Feed
 from ..data.position import Position
 from ..sharding.processes import to_host
@@ -24,6 +24,7 @@ from ..step.task import Task
 from ..transforms import loss_scale
 from ..transforms.guard import all_finite
 from ..transforms.types import Guard
+from .again import taken_again
 from .capsule import examine, save_capsule
 from .directory import RunDirectory
 
@@ -131,25 +132,15 @@ class Rescue:
         begun = self._before(like, last)
         if begun is None or last - int(begun[0].step) >= self.reach:
             return None
-        state, position = programs.copied(begun[0]), begun[1]
-        step, epoch = int(state.step), position.epoch
-        while step <= last:
-            before = step
-            for piece in self.training.pieces(position, lambda done: 1):
-                piece = feed_lib.on_device(piece)
-                if known is None or step == last:
-                    bad = examine(self.task, state, piece.batch, piece.weight)
-                    if bad is not None and (known is None or bad == known):
-                        return bad, state, piece
-                if step == last:
-                    return None
-                metrics = programs.copied(self.training.empty)  # by the program that the run itself took
-                state, _, _ = feed_lib.train(self.task, state, metrics, piece)
-                step += 1
-            if step == before and position.index == 0:
-                return None
-            epoch += 1
-            position = Position(epoch, 0)
+        start, metrics = programs.copied(begun[0]), programs.copied(self.training.empty)
+        for before in taken_again(self.task, self.training, start, metrics, begun[1]):
+            if known is None or before.step == last:
+                piece = before.piece
+                bad = examine(self.task, before.state, piece.batch, piece.weight)
+                if bad is not None and (known is None or bad == known):
+                    return bad, before.state, piece
+            if before.step >= last:
+                break
         return None
 
     def _before(self, like: TrainState, step: int) -> tuple[TrainState, Position] | None:

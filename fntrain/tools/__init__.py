@@ -4,6 +4,7 @@ from .._core.public import surface
 from ..run.capsule import examine as examine, save_capsule as save_capsule
 from ..run.record import RunRecord as RunRecord, read_run as read_run
 from ..show.describe import Description as Description, describe as describe
+from .births import Birth as Birth, find_nonfinite as find_nonfinite
 from .collectives import Collective as Collective
 from .compare import Comparison as Comparison, compare as compare
 from .compile_report import CompileReport as CompileReport, compile_report as compile_report
@@ -16,7 +17,7 @@ from .gradcheck import (
 )
 from .lr_find import LRFinding as LRFinding, lr_find as lr_find
 from .profile import profile_step as profile_step
-from .replay import Birth as Birth, Replay as Replay, find_nonfinite as find_nonfinite, replay as replay
+from .replay import Replay as Replay, ReplayedStep as ReplayedStep, replay as replay
 from .report import report as report
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LRFinding",
     "LeafCheck",
     "Replay",
+    "ReplayedStep",
     "RunRecord",
     "check_gradients",
     "compare",

@@ -1,57 +1,39 @@
-"""Take a bad step again, one operation at a time, and say where the first number goes bad."""
+"""Take a step of a run again: any one from the nearest checkpoint, or a bad one from its capsule."""
 
 import dataclasses
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import jax
 import numpy as np
-from jax.extend import core
 
 from .. import tree
-from .._core.errors import ConfigError
+from .._core import check
+from .._core.errors import CheckpointError, ConfigError, DataError, RunMismatchError
 from .._core.typing import Batch
-from ..run.capsule import digests, examine, load_capsule
-from ..step import checks, gradients, programs
+from ..checkpoint.checkpointer import Checkpointer
+from ..data import feed as feed_lib
+from ..data.arrays import Arrays
+from ..data.feed import Feed
+from ..data.position import Position
+from ..data.source import as_source, fingerprint
+from ..run.again import Before, taken_again
+from ..run.capsule import digests, examine, load_capsule, saved_form
+from ..run.directory import measured_so_far
+from ..run.epoch import fetched
+from ..run.fit import FitResult
+from ..run.history import plain
+from ..run.identity import compared, identity_of, in_words
+from ..run.prepare import of_this_length
+from ..run.writers import read_rows
+from ..step import programs
 from ..step.provenance import BadStep
 from ..step.state import TrainState, check_state
 from ..step.step import train_step
 from ..step.task import Task
-from ..transforms import loss_scale
-
-_PACKAGE = str(Path(__file__).parents[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Birth:
-    """Where a number that is not finite came from.
-
-    Attributes:
-      what: `"NaN"` or `"infinite"`.
-      primitive: JAX's name of the operation; `"input"` for an array that came in so.
-      source: `file:line (function)` of the user's line, or the path of the input (`batch/image`, `params/w`).
-      count: how many entries of its result are not finite.
-      shape: the result's shape.
-      backward: whether the operation serves the gradient alone, and not the loss.
-      inputs: its operands in short.
-    """
-
-    what: str
-    primitive: str
-    source: str
-    count: int
-    shape: tuple[int, ...]
-    backward: bool
-    inputs: str
-
-    def __str__(self) -> str:
-        size = int(np.prod(self.shape))
-        many = f"{self.count} of {size}" if size > 1 else "the result"
-        if self.primitive == "input":
-            return f"`{self.source}` came in with {many} {self.what}"
-        where = "in the backward pass of" if self.backward else "at"
-        return f"`{self.primitive}` {where} {self.source} made {many} {self.what}, of {self.inputs}"
+from .births import Birth, find_nonfinite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,27 +68,118 @@ class Replay:
         return "\n".join(lines)
 
 
-def replay(task: Task, capsule: str | os.PathLike[str], *, like: TrainState | None = None) -> Replay:
-    """Take the step of a capsule again and find where its first number went bad.
+@dataclasses.dataclass(frozen=True)
+class ReplayedStep:
+    """A step of a run, taken again by `replay`.
 
-    The step is run compiled, on a copy, and its result compared bit by bit with what the capsule says it gave;
-    then its loss and gradient are computed one operation at a time, and the first operation is named whose
-    result is not finite though its operands are, and that the bad loss or gradient depends on.
+    Attributes:
+      step: which: the `step` of its row in the logs, 1 for the first.
+      epoch: of which epoch, from 1.
+      index: which of its batches, from 0.
+      metrics: what the run logs after it: the means of the epoch so far, and what the transforms recorded.
+      alone: the same of this step's batch alone.
+      before: the state before it.
+      after: the state after it.
+      batch: its batch, on the device.
+      weight: a weight per example, or None.
+      checkpoint: the step of the checkpoint that it was taken again from; None where that was the state given.
+      bad: what is not finite in it, or None.
+      differs: where the run's files say otherwise, at this step or on the way to it, a line each; empty if the step
+        came out as it was, as far as they know.
+    """
+
+    step: int
+    epoch: int
+    index: int
+    metrics: dict[str, Any]
+    alone: dict[str, Any]
+    before: TrainState
+    after: TrainState
+    batch: Batch
+    weight: Any
+    checkpoint: int | None
+    bad: BadStep | None
+    differs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        start = "the start" if self.checkpoint is None else f"the checkpoint of step {self.checkpoint}"
+        lines = [f"step {self.step}: batch {self.index} of epoch {self.epoch}, from {start}"]
+        for name, value in self.alone.items():
+            if isinstance(value, float):
+                mean = self.metrics[name]
+                more = f", epoch so far {mean:.6g}" if mean != value else ""
+                lines.append(f"  {name} {value:.6g}{more}")
+        lines += [str(self.bad)] if self.bad is not None else []
+        return "\n".join([*lines, *self.differs] if self.differs else lines)
+
+
+@overload
+def replay(run: Task, capsule: str | os.PathLike[str], *, like: TrainState | None = None) -> Replay: ...
+@overload
+def replay(
+    run: str | os.PathLike[str] | FitResult,
+    *,
+    step: int,
+    task: Task,
+    data: Any,
+    state: TrainState | None = None,
+) -> ReplayedStep: ...
+@overload
+def replay(*, task: Task, capsule: str | os.PathLike[str], like: TrainState | None = None) -> Replay: ...
+def replay(
+    run: Any = None,
+    capsule: str | os.PathLike[str] | None = None,
+    *,
+    step: int | None = None,
+    task: Task | None = None,
+    data: Any = None,
+    state: TrainState | None = None,
+    like: TrainState | None = None,
+) -> Replay | ReplayedStep:
+    """Take a step of a run again: `replay(run_dir, step=n, task=task, data=data)`, or `replay(task, capsule)`.
+
+    **Any step.** From the nearest checkpoint before it the run's own steps are taken again, in the data's own order,
+    up to the one that was asked for. Its metrics are those that the run logged, bit for bit on one kind of machine.
+    A run directory holds no code and no data: both are given, and refused if they are not the run's. Callbacks are
+    not called; where one changed the state on the way (a learning rate, a rollback), the rows of the run that were
+    passed say otherwise, and `differs` says so.
+
+    **A bad step.** What `fit` kept of it, in `run_dir/capsules/step_<n>`, needs neither the data nor the steps before.
+    It is run compiled, on a copy, and its result compared bit by bit with what the capsule says it gave; then its loss
+    and gradient are computed one operation at a time, and the first operation is named whose result is not finite
+    though its operands are, and that the bad loss or gradient depends on.
 
     Args:
-      task: the Task of the run; a capsule holds no code.
-      capsule: the directory, `run_dir/capsules/step_<n>` of a run.
-      like: a state of the run's structure, where the parameters are not dicts, lists and tuples of arrays.
+      run: a run directory, or what `fit` returned; or the Task of a capsule.
+      capsule: the directory of a capsule.
+      step: which step, as the rows of the logs count them, from 1.
+      task: the Task of the run.
+      data: its training data, as `fit` was given it. What can be read only once cannot be replayed.
+      state: the state that the run started from, for steps before its first checkpoint, and where the parameters are
+        not dicts, lists and tuples of arrays; it stays usable.
+      like: a state of the form of the capsule's, where the parameters are none of these.
 
     Returns:
-      A Replay; its text is the report.
+      A ReplayedStep, or of a capsule a Replay; their text is the report.
 
     Raises:
-      CheckpointError: if there is no capsule, it is damaged, or does not fit the task.
-      ConfigError: if `task` is no Task, or has an `axis_name`.
+      CheckpointError: if there is no run or capsule, it is damaged, or does not fit the task.
+      RunMismatchError: if the task or the data is another than the run's; what differs is listed.
+      ConfigError: if an argument that is needed is missing, or the task of a capsule has an `axis_name`.
+      DataError: if the data ends before the step.
 
     Examples:
-      >>> import fntrain as ft, jax.numpy as jnp, tempfile
+      >>> import fntrain as ft, numpy as np, tempfile
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], 0 * b), ft.optimizers.sgd(0.1))
+      >>> state, data = ft.init_state(task, {"w": np.float32(1)}), np.ones(8, np.float32)
+      >>> run = tempfile.mkdtemp() + "/run"
+      >>> _ = ft.fit(task, state, data, batch_size=2, epochs=1, run_dir=run, progress=False)
+      >>> print(ft.tools.replay(run, step=2, task=task, data=data, state=state))
+      step 2: batch 1 of epoch 1, from the start
+        loss                 0.64         epoch so far 0.82
+        learning_rate        0.1
+
+      >>> import jax.numpy as jnp
       >>> task = ft.Task(lambda p, b, ctx: jnp.log(b * p["w"]), ft.optimizers.sgd(0.1))
       >>> state = ft.init_state(task, {"w": jnp.ones(())})
       >>> path = ft.tools.save_capsule(tempfile.mkdtemp(), task, state, jnp.array([1.0, 0.0]))
@@ -114,6 +187,26 @@ def replay(task: Task, capsule: str | os.PathLike[str], *, like: TrainState | No
       >>> found.differs, found.births[0].primitive, found.births[0].what
       ((), 'log', 'infinite')
     """
+    if isinstance(run, Task) or capsule is not None:
+        task = task if run is None else run
+        if capsule is not None and step is None and data is None:
+            return _of_capsule(task, capsule, like)  # type: ignore[arg-type]
+    missing = [name for name, x in (("step", step), ("task", task), ("data", data)) if x is None]
+    if run is None or missing or capsule is not None or isinstance(run, Task):
+        what = (
+            f"`{missing[0]}` is missing" if run is not None and missing else "`run` must be a run directory"
+        )
+        raise ConfigError(
+            f"{what}: `replay(run_dir, step=n, task=task, data=data)` takes a step of a run again (a directory "
+            f"holds no code and no data), `replay(task, capsule)` a bad one that was kept"
+        )
+    where = check.path("run", run.run_dir if isinstance(run, FitResult) else run)
+    assert task is not None
+    assert step is not None
+    return _of_run(where, check.integer("step", step, at_least=1), task, data, state)
+
+
+def _of_capsule(task: Task, capsule: str | os.PathLike[str], like: TrainState | None) -> Replay:
     held = load_capsule(capsule, task, like)
     if task.axis_name is not None:
         raise ConfigError("`task` must have no `axis_name`: a replay runs on one device")
@@ -125,218 +218,118 @@ def replay(task: Task, capsule: str | os.PathLike[str], *, like: TrainState | No
     return Replay(int(held.state.step), bad, differs, births)
 
 
-def find_nonfinite(task: Task, state: TrainState, batch: Batch, weight: Any = None) -> tuple[Birth, ...]:
-    """Where the next step's loss, or else its gradient, goes bad, found one operation at a time.
-
-    Args:
-      task: the Task.
-      state: a TrainState; it stays usable.
-      batch: a tree of arrays `[B, …]`.
-      weight: a weight per example, `[B]`, or None.
-
-    Returns:
-      As `Replay.births`: none, one or two.
-    """
-    checks.check_task(task)
-    check_state(state, "find_nonfinite")
-
-    def gradient(params, model_state, batch, weight, key, step, scale):
-        part = gradients.batch_gradient(task, params, model_state, batch, key, step, weight, scale)
-        return gradients.mean(part)
-
-    given = dict(params=state.params, model_state=state.model_state, batch=batch, weight=weight)
-    args = *given.values(), programs.step_key(state), state.step, loss_scale(state.opt_state)
-    closed = jax.make_jaxpr(gradient)(*args)
-    values = [jax.numpy.asarray(x) for x in jax.tree.leaves(args)]
-    # A dict's leaves come out sorted by key; the arguments stand in their own order.
-    names = [path for name, part in given.items() for path in tree.paths({name: part})]
-    names += [""] * (len(values) - len(names))
-    trails = [_input(name, x) for name, x in zip(names, values)]
-    serving = _serving_the_loss(closed.jaxpr)
-    for spares_constants in (
-        True,
-        False,
-    ):  # an infinite mask is meant so; if nothing else is to blame, it is not
-        walk = _Walk("", spares_constants=spares_constants, forward=serving)
-        outs, found = walk.run(closed.jaxpr, closed.consts, values, trails)
-        births = next((trail for trail in found if trail), ())
-        if births or not any(_badness(x)[0] for x in outs):
-            break
-    return births
-
-
-def _serving_the_loss(jaxpr: Any) -> frozenset[int]:
-    """The equations that the first output, the loss, depends on."""
-    wanted, found = {jaxpr.outvars[0]}, set()
-    for eqn in reversed(jaxpr.eqns):
-        if not wanted.isdisjoint(eqn.outvars):
-            found.add(id(eqn))
-            wanted |= {x for x in eqn.invars if not isinstance(x, core.Literal)}
-    return frozenset(found)
-
-
-def _badness(x: Any) -> tuple[str, int]:
-    """`(what, how many)`: NaN before infinities, and nothing for what cannot be either."""
-    if not hasattr(x, "dtype") or not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
-        return "", 0
-    host = np.asarray(x).astype(np.float64)
-    nan = int(np.isnan(host).sum())
-    return ("NaN", nan) if nan else (("infinite", inf) if (inf := int(np.isinf(host).sum())) else ("", 0))
-
-
-def _input(name: str, x: Any) -> tuple[Birth, ...]:
-    what, count = _badness(x)
-    return (Birth(what, "input", name, count, np.shape(x), False, ""),) if what else ()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Walk:
-    """An evaluation of a jaxpr that knows of every bad value where it comes from: its trail of births."""
-
-    line: str  # the source line around a nested jaxpr, whose own equations may have lost theirs
-    backward: bool = False
-    spares_constants: bool = True  # whether infinities that come from constants of the program are left alone
-    forward: frozenset[int] | None = None  # the equations of the outermost jaxpr that serve the loss
-
-    def run(
-        self, jaxpr: Any, consts: Any, args: list[Any], trails: list[tuple[Birth, ...]]
-    ) -> tuple[list[Any], list[tuple[Birth, ...]]]:
-        values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args]))
-        known: dict[Any, tuple[Birth, ...]] = dict(zip(jaxpr.invars, trails))
-
-        def value(atom: Any) -> Any:
-            return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-        def trail(atom: Any) -> tuple[Birth, ...]:
-            return () if isinstance(atom, core.Literal) else known.get(atom, ())
-
-        for eqn in jaxpr.eqns:
-            ins = [value(x) for x in eqn.invars]
-            outs, found = self.equation(eqn, ins, [trail(x) for x in eqn.invars])
-            for var, out, births in zip(eqn.outvars, outs, found):
-                values[var] = out
-                known[var] = births
-        return [value(x) for x in jaxpr.outvars], [trail(x) for x in jaxpr.outvars]
-
-    def equation(
-        self, eqn: Any, ins: list[Any], trails: list[Any]
-    ) -> tuple[list[Any], list[tuple[Birth, ...]]]:
-        line = _line(eqn.source_info) or self.line
-        backward = self.backward or "transpose" in str(eqn.source_info.name_stack)
-        if self.forward is not None:
-            backward |= id(eqn) not in self.forward
-        inner = _Walk(line, backward, self.spares_constants)
-        name, p = eqn.primitive.name, eqn.params
-        if name == "cond":
-            (branches,) = _said(p, "cond", "branches")
-            branch = branches[int(ins[0])]
-            return inner.run(branch.jaxpr, branch.consts, ins[1:], trails[1:])
-        called = next((p[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in p), None)
-        if name not in ("scan", "while") and called is not None:
-            jaxpr, consts = (called.jaxpr, called.consts) if hasattr(called, "consts") else (called, ())
-            if len(jaxpr.invars) == len(ins):
-                return inner.run(jaxpr, consts, ins, trails)
-        outs = _bind(eqn, ins)
-        if name in ("scan", "while") and any(_badness(x)[0] for x in outs):
-            return (inner.scan if name == "scan" else inner.loop)(p, ins, trails)
-        return outs, [inner.judged(eqn, ins, trails, out) for out in outs]
-
-    def judged(self, eqn: Any, ins: list[Any], trails: list[Any], out: Any) -> tuple[Birth, ...]:
-        """Where a result's bad numbers come from: what its operands brought, or this operation."""
-        what, count = _badness(out)
-        if not what:
-            return ()
-        brought = next((t for t in trails if any(b.what == what for b in t)), None)
-        if brought is None:
-            brought = next((t for t in trails if t), ())
-        if brought and (what == "infinite" or any(b.what == "NaN" for b in brought)):
-            return brought
-        if self.spares_constants and not brought and what == "infinite" and any(_badness(x)[0] for x in ins):
-            return ()  # of a constant of the program's own: a mask, say
-        operands = ", ".join(_short(x) for x in ins[:3])
-        birth = Birth(what, eqn.primitive.name, self.line, count, np.shape(out), self.backward, operands)
-        return (*brought[:1], birth)
-
-    def scan(self, p: dict[str, Any], ins: list[Any], trails: list[Any]) -> tuple[list[Any], list[Any]]:
-        names = ("num_consts", "num_carry", "jaxpr", "length", "reverse")
-        consts, carry, jaxpr, length, backwards = _said(p, "scan", *names)
-        fixed, state, xs = ins[:consts], ins[consts : consts + carry], ins[consts + carry :]
-        known, of_state, of_xs = trails[:consts], trails[consts : consts + carry], trails[consts + carry :]
-        order = reversed(range(length)) if backwards else range(length)
-        rows: dict[int, list[Any]] = {}
-        of_rows: list[tuple[Birth, ...]] = []
-        for i in order:
-            row = [x[i] for x in xs]
-            # A row that is finite itself has nothing of what stands in another one.
-            of_row = [t if _badness(x)[0] else () for t, x in zip(of_xs, row)]
-            outs, found = self.run(
-                jaxpr.jaxpr, jaxpr.consts, [*fixed, *state, *row], [*known, *of_state, *of_row]
-            )
-            state, of_state, rows[i] = outs[:carry], found[:carry], outs[carry:]
-            of_rows = [a or b for a, b in zip(of_rows, found[carry:])] if of_rows else list(found[carry:])
-        stacked = [jax.numpy.stack([rows[i][k] for i in range(length)]) for k in range(len(of_rows))]
-        return [*state, *stacked], [*of_state, *of_rows]
-
-    def loop(self, p: dict[str, Any], ins: list[Any], trails: list[Any]) -> tuple[list[Any], list[Any]]:
-        names = ("cond_nconsts", "body_nconsts", "cond_jaxpr", "body_jaxpr")
-        m, n, test, body = _said(p, "while", *names)
-        state, of_state = ins[m + n :], trails[m + n :]
-        while bool(core.jaxpr_as_fun(test)(*ins[:m], *state)[0]):
-            state, of_state = self.run(
-                body.jaxpr, body.consts, [*ins[m : m + n], *state], [*trails[m : m + n], *of_state]
-            )
-        return list(state), list(of_state)
-
-
-def _said(p: dict[str, Any], primitive: str, *names: str) -> list[Any]:
-    """What an operation says of itself, by JAX's own names, for which there is no public way.
-
-    Raises:
-      ConfigError: if this JAX has renamed one of them.
-    """
-    gone = [name for name in names if name not in p]
-    if gone:
+def _of_run(where: Path, step: int, task: Task, data: Any, given: TrainState | None) -> ReplayedStep:
+    config = _config(where)
+    cut = config.get("identity", {}).get("data", {})
+    batch_size, seed = config.get("batch_size", 32), config.get("seed", 0)
+    source = as_source(data, batch_size, shuffle=cut.get("shuffle", True), seed=seed)
+    task = _as_run(task, config, source)
+    _check_same(task, config, source, where)
+    if given is not None:
+        check_state(given, "replay")
+    checkpoints = Checkpointer(where / "checkpoints")
+    there = [saved for saved in checkpoints.steps() if saved < step]
+    if not there and given is None:
         raise ConfigError(
-            f"a replay cannot go into a `{primitive}` under JAX {jax.__version__}, which no longer says "
-            f"{tree.some(gone)} of it (but {tree.some(sorted(p))}): replay with a JAX that this version of fntrain was "
-            f"tested with"
+            f"`state` is missing: {where} has no checkpoint from before step {step} (but of "
+            f"{tree.some([str(n) for n in checkpoints.steps()]) or 'none'}): give the state that the run started from"
         )
-    return [p[name] for name in names]
+    position, extra = Position(0, 0), None
+    if there:
+        like = saved_form(checkpoints, task, there[-1]) if given is None else given
+        state, extra = checkpoints.restore(like, step=there[-1]), checkpoints.extra(step=there[-1])
+        position = Position(*extra["position"])
+        if hasattr(source, "restore"):
+            source.restore(extra.get("data_state") or {})
+    else:
+        state = programs.copied(given)
+    training = Feed(task, state, source, train=True, name="data")
+    metrics = programs.started(training.empty, state)
+    if extra is not None:
+        metrics = programs.closed(measured_so_far(extra, programs.opened(metrics), where))
+    walk = _Walk(task, training, {row["step"]: row for row in _rows(where) if row.get("step", 0) > 0})
+    before = walk.until(step, taken_again(task, training, state, metrics, position), where)
+    return walk.taken(before, there[-1] if there else None)
 
 
-def _bind(eqn: Any, ins: list[Any]) -> list[Any]:
-    with eqn.ctx.manager:
-        out = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
-    return list(out) if eqn.primitive.multiple_results else [out]
+class _Walk:
+    """The way to a step, with an eye on what the run wrote down of it."""
+
+    def __init__(self, task: Task, training: Feed, rows: dict[int, dict[str, Any]]):
+        self.task, self.training, self.rows = task, training, rows
+        self.differs: list[str] = []
+
+    def until(self, step: int, steps: Iterator[Before], where: Path) -> Before:
+        """Where the run stands before the step."""
+        begun = None
+        for before in steps:
+            known = before.metrics if before.ended is None else before.ended
+            if before.step in self.rows and begun is not None:
+                self.compare(before.step, plain(fetched(programs.reported(self.task, known))))
+            if before.step >= step - 1:
+                return before
+            begun = before.step
+        raise DataError(f"`data` ends before step {step}: {where} is of a run that had more of it")
+
+    def compare(self, step: int, values: dict[str, Any]) -> None:
+        """Compare what the run wrote down at a step with what came out here."""
+        row = self.rows.get(step, {})
+        others = [name for name, x in values.items() if name in row and not _same(row[name], x)]
+        if others:
+            self.differs.append(f"at step {step} the run wrote other values down of {tree.some(others)}")
+
+    def taken(self, before: Before, checkpoint: int | None) -> ReplayedStep:
+        """Take the step: once on the metrics so far, as the run did, and once alone."""
+        piece, start = before.piece, programs.copied(before.state)
+        bad = examine(self.task, start, piece.batch, piece.weight)
+        empty = programs.started(self.training.empty, start)
+        _, alone, _ = feed_lib.train(self.task, programs.copied(start), empty, piece)
+        after, metrics, _ = feed_lib.train(self.task, before.state, before.metrics, piece)
+        alone, values = (plain(fetched(programs.reported(self.task, x))) for x in (alone, metrics))
+        self.compare(before.step + 1, values)
+        where = before.step + 1, before.position.epoch + 1, before.position.index
+        given = piece.batch, piece.weight, checkpoint, bad, tuple(self.differs)
+        return ReplayedStep(*where, values, alone, start, after, *given)
 
 
-def _short(x: Any) -> str:
-    host = np.asarray(x) if not jax.numpy.issubdtype(x.dtype, jax.dtypes.extended) else None
-    if host is None or host.size == 0 or host.dtype == bool:
-        return str(jax.typeof(x))
-    wide = host.astype(np.float64)
-    if host.size == 1:
-        return f"{float(wide.reshape(())):.3g}"
-    return f"{host.dtype.name}{list(host.shape)} in {wide.min():.3g}..{wide.max():.3g}"
+def _same(saved: Any, now: Any) -> bool:
+    a, b = np.asarray(saved), np.asarray(now)
+    if a.dtype == object or a.shape != b.shape:
+        return saved is None and bool(np.all(~np.isfinite(b)))
+    return bool(np.array_equal(a, b, equal_nan=True))
 
 
-def _line(info: Any) -> str:
-    """The innermost line outside this package, and, where they differ, the line of ours that it called."""
+def _config(where: Path) -> dict[str, Any]:
     try:
-        from jax._src.source_info_util import (
-            user_frames,
-        )  # there is no public way to an operation's source line
-    except ImportError:
-        return ""
-    frames = list(user_frames(info.traceback))
-    if not frames:
-        return ""
+        return dict(json.loads((where / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"`run` {where} holds no run that can be read: {error}") from None
 
-    def text(frame: Any) -> str:
-        name = frame.function_name.rpartition(".")[2]
-        return f"{frame.file_name}:{frame.start_line} ({name})"
 
-    outside = next((f for f in frames if not f.file_name.startswith(_PACKAGE)), None)
-    if outside is None or outside is frames[0]:
-        return text(frames[0])
-    return f"{text(outside)}, through {text(frames[0])}"
+def _rows(where: Path) -> list[dict[str, Any]]:
+    path = where / "metrics.jsonl"
+    return read_rows(path) if path.is_file() else []
+
+
+def _as_run(task: Task, config: dict[str, Any], source: Any) -> Task:
+    """The task as the run had it: cut into as many parts, with the lengths of its schedules."""
+    number = config.get("microbatches") or task.microbatches
+    if number != task.microbatches:
+        task = dataclasses.replace(task, microbatches=number)
+    steps, epochs = config.get("steps"), config.get("epochs")
+    if steps is None and epochs is not None and source.length is not None:
+        steps = epochs * source.length
+    return of_this_length(task, steps)
+
+
+def _check_same(task: Task, config: dict[str, Any], source: Any, where: Path) -> None:
+    """Refuse another task or data than the run's."""
+    batch_size = source.loader.batch_size if isinstance(source, Arrays) else config.get("batch_size", 32)
+    now = identity_of(task, fingerprint(source), batch_size, config.get("seed", 0))
+    parts = compared(config.get("identity", {}), now, in_words(task), where)
+    lines = [line for part in parts.values() for line in part]
+    if lines:
+        raise RunMismatchError(
+            f"`task` and `data` must be those of the run in {where}; what differs:\n  "
+            + "\n  ".join(lines[:10])
+        )
