@@ -9,6 +9,7 @@ import pytest
 
 import fntrain as ft
 from fntrain import cli
+from fntrain._core.errors import RunMismatchError
 
 N, B, EPOCHS = 60, 8, 5  # eight batches an epoch, the last one padded: 40 steps
 RNG = np.random.default_rng(0)
@@ -119,10 +120,10 @@ def test_what_cannot_be_taken_again_is_refused_by_name(tmp_path):
         ft.tools.replay(run, step=3, task=task)
     with pytest.raises(ft.ConfigError, match=r"`state` is missing: .* no checkpoint from before step 3"):
         ft.tools.replay(run, step=3, task=task, data=DATA)
-    with pytest.raises(ft.RunMismatchError, match=r"task\.tx"):
+    with pytest.raises(RunMismatchError, match=r"task\.tx"):
         ft.tools.replay(run, step=3, task=ft.Task(loss_fn, ft.optimizers.sgd(0.1)), data=DATA, state=state)
     other = {**DATA, "y": DATA["y"] + 1}
-    with pytest.raises(ft.RunMismatchError, match="sample_crc32"):
+    with pytest.raises(RunMismatchError, match="sample_crc32"):
         ft.tools.replay(run, step=3, task=task, data=other, state=state)
     with pytest.raises(ft.ConfigError, match="`step` must be an integer >= 1"):
         ft.tools.replay(run, step=0, task=task, data=DATA)
