@@ -1,7 +1,7 @@
 """How the site is built: `python -m sphinx -W -b html docs docs/_build/html`, from what the extra `docs` brings.
 
-Nothing is executed here: code blocks of the pages run in the tests (`tests/docs/`), notebooks are kept executed. Nothing is
-fetched either, now or by a reader's browser.
+Nothing is executed here: code blocks of the pages run in the tests (`tests/docs/`), notebooks are kept executed.
+Nothing is fetched either, now or by a reader's browser.
 """
 
 import pathlib
@@ -12,7 +12,7 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE / "extensions"))
 
-import fntrain
+import fntrain  # noqa: E402
 
 project, author, copyright = "fntrain", "The fntrain authors", "The fntrain authors"
 version = release = fntrain.__version__

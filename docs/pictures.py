@@ -1,7 +1,7 @@
 """Draw every picture of the site again: `python docs/pictures.py`, into `docs/pictures`.
 
-Plots are Matplotlib's, as `fntrain.plots` makes them; what a terminal shows is recorded by Rich; the way of a batch is drawn from
-a run that is watched, file by file. No picture has anything in it that has to be fetched.
+Plots are Matplotlib's, as `fntrain.plots` makes them; what a terminal shows is recorded by Rich; the way of a batch is
+drawn from a run that is watched, file by file. No picture has anything in it that has to be fetched.
 """
 
 import contextlib
@@ -44,13 +44,10 @@ PLACES = (
 FONT = re.compile(r"@font-face \{.*?\}", re.S)
 
 
-def terminal(name: str, text: str | Text | Console, width: int = 96) -> None:
+def terminal(name: str, text: str | Text, width: int = 96) -> None:
     """What a terminal shows, as SVG."""
-    console = (
-        text if isinstance(text, Console) else Console(record=True, width=width, file=open(os.devnull, "w"))
-    )
-    if console is not text:
-        console.print(text, highlight=False)
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(text, highlight=False)
     svg = FONT.sub("", console.export_svg(title=name.replace("_", " "), theme=MONOKAI, unique_id=name))
     (HERE / f"{name}.svg").write_text(svg.replace("Fira Code", "ui-monospace"))
 
@@ -152,7 +149,7 @@ def population() -> None:
 
 
 def way_of_a_batch() -> None:
-    """The files that run while a batch is trained on, in the order in which they are first entered, folder by folder."""
+    """The files that run while a batch is trained on, in the order in which they are first entered."""
     met: dict[str, list[str]] = {}
 
     def watch(frame, event, argument):
@@ -173,7 +170,7 @@ def way_of_a_batch() -> None:
     state = ft.init_state(task, {"w": jnp.zeros(4)}, mesh=ft.sharding.mesh(data=-1))
     with tempfile.TemporaryDirectory() as folder:
         stopping = ft.callbacks.EarlyStopping("loss")
-        quiet = ft.callbacks.ProgressBar(console=Console(file=open(os.devnull, "w")))
+        quiet = ft.callbacks.ProgressBar(console=Console(file=io.StringIO()))
         sys.setprofile(watch)
         try:
             ft.fit(
@@ -215,9 +212,7 @@ def draw_way(places: list[tuple[str, list[str]]]) -> None:
         inside = place in ("precision", "losses", "transforms", "metrics")
         x = 60 if inside else 20
         shown = ", ".join(file.rpartition("/")[2] for file in files[:9]) + (" …" if len(files) > 9 else "")
-        out.append(
-            f'<rect x="{x}" y="{y}" width="{width - x - 20}" height="{row - 14}" rx="6" fill="none" stroke="currentColor" opacity="0.55"/>'
-        )
+        out.append(f'<rect x="{x}" y="{y}" width="{width - x - 20}" height="{row - 14}" rx="6" class="box"/>')
         out.append(f'<text x="{x + 12}" y="{y + 20}" font-weight="bold">{place}</text>')
         out.append(f'<text x="{x + 110}" y="{y + 20}">{SAYS[place]}</text>')
         out.append(f'<text x="{x + 110}" y="{y + 38}" font-size="11" opacity="0.7">{shown}</text>')
@@ -226,7 +221,8 @@ def draw_way(places: list[tuple[str, list[str]]]) -> None:
     height = top + len(places) * row
     (HERE / "way_of_a_batch.svg").write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="The way of a batch through the library" font-family="system-ui, sans-serif" font-size="13" fill="currentColor">'
+        f'aria-label="The way of a batch through the library" font-family="system-ui, sans-serif" '
+        'font-size="13" fill="currentColor"><style>.box { fill: none; stroke: currentColor; opacity: 0.55 }</style>'
         '<defs><marker id="down" viewBox="0 0 8 8" refX="4" refY="6" markerWidth="6" markerHeight="6" orient="auto">'
         '<path d="M0 0 L8 0 L4 8 z" transform="rotate(-90 4 4)" fill="currentColor"/></marker></defs>'
         + "\n".join(out)

@@ -8,7 +8,7 @@ UNKNOWN = {r"\arg\min": r"\operatorname{arg\,min}", r"\_": "_"}
 
 
 def mathml(latex: str, display: str) -> str:
-    """A formula; lines that `\\\\` parts without an environment of their own are aligned."""
+    r"""A formula; lines that `\\` parts without an environment of their own are aligned."""
     if "\\\\" in latex and "\\begin" not in latex:
         latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
     for word, drawn in UNKNOWN.items():

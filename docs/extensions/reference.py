@@ -86,7 +86,7 @@ def words_under(module: types.ModuleType, name: str) -> str:
 
 @functools.cache
 def homes() -> dict[str, str]:
-    """`{name: where it is documented}`, by its bare name where that is of one thing only, and by its name in a module."""
+    """`{name: where it is documented}`, by a bare name where that is of one thing only, and by its name in a module."""
     out, bare = {}, {}
     for short, module in MODULES.items():
         for name in names_of(module):

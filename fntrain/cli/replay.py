@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .._core.errors import ConfigError
-from .parser import Commands, integer
+from .parser import Commands, integer_within
 from .task import fit_named, task_named
 
 
@@ -17,7 +17,10 @@ def add(commands: Commands) -> None:
         "path", type=Path, metavar="RUN", help="a run directory, or its capsules/step_N, as `fit` leaves them"
     )
     again.add_argument(
-        "--step", type=integer(1), metavar="N", help="which step of the run, as its logs count them, from 1"
+        "--step",
+        type=integer_within(1),
+        metavar="N",
+        help="which step of the run, as its logs count them, from 1",
     )
     again.add_argument(
         "--task",

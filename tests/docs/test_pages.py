@@ -20,7 +20,7 @@ PEERS = {"Keras": "keras", "Lightning": "lightning", "optax and Flax": "flax", "
 
 
 def blocks(text):
-    """`(kind, code, first line)` of each block that runs: kind is `ours`, `text` for what is printed, or a peer's name."""
+    """`(kind, code, first line)` of each block that runs: kind is `ours`, `text` (is printed), or a peer's name."""
     for found in FENCE.finditer(text):
         language, argument, code = found.groups()
         line = text.count("\n", 0, found.start()) + 1

@@ -1,4 +1,4 @@
-"""The site: every public name is in the reference; and, where it was built, its links lead somewhere and a browser likes it.
+"""The site: every public name is in the reference; where it was built, links lead somewhere and a browser likes it.
 
 Built it is by `python -m sphinx -W -b html docs docs/_build/html`, which `.ci/run` does before the tests.
 """
