@@ -117,9 +117,9 @@ def value_text(name: str, row: Mapping[str, Any]) -> str:
       >>> value_text("loss", row), value_text("accuracy", row)
       ('0.5000', '0.9300 [0.9120, 0.9500]')
     """
-    low, high = (row.get(name + end) for end in ENDS)
-    said = number_text(row.get(name))
-    return said if low is None or high is None else f"{said} [{number_text(low)}, {number_text(high)}]"
+    ends = [row.get(name + end) for end in ENDS]
+    interval = f" [{', '.join(map(number_text, ends))}]" if all(map(is_number, ends)) else ""
+    return number_text(row.get(name)) + interval
 
 
 def duration_text(seconds: float) -> str:

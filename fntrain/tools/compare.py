@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from .._core.errors import ConfigError
 from ..run.history import EACH, UNFINISHED
 from ..run.record import RunRecord, read_run
 from ..show.plots.panels import bookkeeping
-from ..show.text import better, is_number, number_text, reading_order
+from ..show.text import better, is_end, is_number, reading_order, value_text
 from ..step.task import COLUMNS
 
 Row = tuple[str, list[str]]
@@ -149,18 +149,6 @@ def curves_of(record: RunRecord) -> list[str]:
     ]
 
 
-def is_end(name: str, columns: Mapping[str, Any]) -> bool:
-    """Whether a column is the lower or upper end of another one's interval."""
-    return any(name.endswith(end) and name.removesuffix(end) in columns for end in ("_low", "_high"))
-
-
-def with_interval(row: Mapping[str, Any], name: str) -> str:
-    """A row's value, and its interval where it has one."""
-    ends = [row.get(name + end) for end in ("_low", "_high")]
-    interval = f" [{', '.join(map(number_text, ends))}]" if all(map(is_number, ends)) else ""
-    return number_text(row.get(name)) + interval
-
-
 def _measured(record: RunRecord) -> dict[str, str]:
     """The best values, each with its step, and the last ones."""
     names = sorted(curves_of(record), key=reading_order)
@@ -169,9 +157,9 @@ def _measured(record: RunRecord) -> dict[str, str]:
     for name in names:
         row = record.best(name)
         if row is not None and (name.startswith("val_") or f"val_{name}" not in columns):
-            best[f"{name}, best"] = f"{with_interval(row, name)} at step {row.get('step', '?')}"
+            best[f"{name}, best"] = f"{value_text(name, row)} at step {row.get('step', '?')}"
     shown = [name for name in names if better(name) is not None or name == "learning_rate"]
-    last = {f"{name}, last": with_interval(record.last, name) for name in shown if name in record.last}
+    last = {f"{name}, last": value_text(name, record.last) for name in shown if name in record.last}
     return best | last
 
 

@@ -87,7 +87,8 @@ def test_files_have_a_column_each_and_tensorboard_the_band(tmp_path):
         ft.callbacks.JSONLogger(tmp_path / "rows.jsonl"),
         ft.callbacks.TensorBoardLogger(tmp_path / "board"),
     ]
-    ctx = ft.callbacks.LoopContext(None, None)
+    task = ft.Task(lambda p, b, ctx: ft.losses.mse(b * p["w"], b), ft.optimizers.sgd(0.1))
+    ctx = ft.callbacks.LoopContext(task, ft.init_state(task, {"w": np.float32(0)}))
     said = []
     listeners = ft.callbacks.CallbackList([*loggers, ft.callbacks.MetricLogger(said.append)])
     listeners.on_fit_begin(ctx)
