@@ -138,7 +138,7 @@ def _cell_text(value: Any) -> str:
 
 
 def plain(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Computed metrics as Python numbers: scalars as floats, arrays as NumPy arrays.
+    """Computed metrics as Python numbers: scalars as floats, counts as integers, arrays as NumPy arrays.
 
     A value with a bound (`roc_auc`) becomes two entries, `name` and `name_bound`; a dict one a key; a population's the
     mean over its members and, as `name_each`, an array with the value of each.
@@ -200,4 +200,4 @@ def _number(x: Any) -> Any:
     x = np.asarray(x)
     if x.ndim:
         return x
-    return float(x)
+    return int(x) if np.issubdtype(x.dtype, np.integer) else float(x)

@@ -98,3 +98,22 @@ def test_there_is_a_page_for_each_question():
     assert {name for name in PAGES if name.startswith("coming_from/")} == {
         f"coming_from/{peer}.md" for peer in ("keras", "lightning", "optax_flax", "trainer")
     }
+
+
+def test_the_full_batch_regression_is_there():
+    text = (DOCS / "start.md").read_text()
+    assert "epochs=100" in text
+    assert (
+        len(re.findall(r"^epoch +\d+0  loss", text, re.M)) == 10
+    )  # and `test_page` sees that they are printed
+
+
+def test_the_four_pages_are_there():
+    pages = [
+        "fifteen_minutes.md",
+        "guides/callbacks.md",
+        "guides/faster.md",
+        "ideas.md",
+    ]  # training, callbacks, tips
+    assert {*pages} <= {*PAGES}
+    assert "way_of_a_batch.svg" in (DOCS / "ideas.md").read_text()  # the pipeline's picture

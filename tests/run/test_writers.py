@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fntrain._core.errors import ConfigError, DataError
+from fntrain.run.history import plain
 from fntrain.run.writers import CSVWriter, JSONLWriter, read_rows
 
 WRITERS = [CSVWriter, JSONLWriter]
@@ -202,3 +203,15 @@ def test_damaged_lines_are_named(tmp_path):
         read_rows(tmp_path / "m.csv")
     (tmp_path / "empty").write_text("")
     assert read_rows(tmp_path / "empty") == read_rows(tmp_path / "missing") == []
+
+
+def test_counts_are_integers_and_all_else_floats():
+    values = {
+        "tp": jnp.uint32(3),
+        "loss": jnp.float32(1),
+        "rate": jnp.bfloat16(0.5),
+        "big": np.int64(2**40 + 1),
+    }
+    found = plain(values)
+    assert found == {"tp": 3, "loss": 1.0, "rate": 0.5, "big": 2**40 + 1}
+    assert [type(x) for x in found.values()] == [int, float, float, int]

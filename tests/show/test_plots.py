@@ -196,6 +196,7 @@ def test_tables_text_and_bookkeeping_are_left_out_unless_asked_for():
     h["note"] = ["a"] * 5
     h["ragged"] = [[1.0], [1.0, 2.0], 1.0, 1.0, 1.0]
     h["empty"] = [None] * 5
+    h["binary/tp"] = h["val_binary/fn"] = [3] * 5  # counts, as `binary_stats` has them beside its ratios
     assert titles(plots.learning_curves(h)) == ["loss", "accuracy", "learning rate", "grad norm"]
     assert titles(plots.learning_curves(h, metrics=["seconds", "val_loss"])) == ["seconds", "loss"]
     assert titles(plots.learning_curves(h, metrics=["learning_rate"])) == ["learning rate"]
