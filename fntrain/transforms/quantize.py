@@ -148,7 +148,7 @@ def _named(f: Callable[[str, jax.Array], jax.Array], at: str, x: PyTree) -> PyTr
 # What a code leaves of a float32 is its exponent and three bits of its mantissa; it drops so many.
 _DROPPED = 20
 _ONE = 0x3F800000 >> _DROPPED  # the code of 1.0, before it is counted from the top
-_SIGNED, _POSITIVE = 127, 255  # the code of the largest magnitude of a block
+_SIGNED, _POSITIVE = np.int32(127), np.int32(255)  # the code of the largest magnitude of a block
 
 
 def _blocks(x: jax.Array, block: int) -> jax.Array:
