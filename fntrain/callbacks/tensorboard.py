@@ -17,9 +17,13 @@ from ..run.tracking import configuration, since
 from ..show.text import is_end, is_number
 from ..step.task import COLUMNS
 
+_THROUGHPUT = ("examples_per_second", "mfu", "memory_bytes")
+
 
 class TensorBoardLogger:
     """Write scalars for TensorBoard: each epoch's row, and running means of the epoch under `running/`.
+
+    How fast the run is stands beside them, under `throughput/`.
 
     Steps are the run's steps. An entry that is a dict gives one scalar a key, `name/key`; arrays and text are
     left out. A value with an interval (`metrics.bootstrap`) is drawn with its band, under Custom scalars. Histograms
@@ -89,6 +93,7 @@ class TensorBoardLogger:
             return
         with self._lenient:
             self._write(ctx.logs, "running/", ctx.logs.get("step", ctx.step))
+            self._write_throughput(ctx, "running/")
 
     def on_validation_end(self, ctx: LoopContext) -> None:
         """Write what a validation inside an epoch measured."""
@@ -105,6 +110,7 @@ class TensorBoardLogger:
         with self._lenient:
             self._write(ctx.logs, "", ctx.step)
             self._draw_intervals(ctx.logs)
+            self._write_throughput(ctx, "")
             for name, drawn in ctx.histograms.items():
                 self._writer.add_histogram_raw(
                     name,
@@ -139,6 +145,11 @@ class TensorBoardLogger:
             bands = {name: ["Margin", [name, f"{name}_low", f"{name}_high"]] for name in names}
             self._writer.add_custom_scalars({"intervals": bands})
             self._has_bands = True
+
+    def _write_throughput(self, ctx: LoopContext, prefix: str) -> None:
+        if ctx.throughput is not None:
+            measured = {name: getattr(ctx.throughput, name) for name in _THROUGHPUT}
+            self._write(measured, f"{prefix}throughput/", ctx.throughput.step)
 
     def _write(self, logs: Mapping[str, Any], prefix: str, step: int) -> None:
         for name, value in logs.items():

@@ -14,6 +14,7 @@ from ..data.position import Position
 from ..step.state import TrainState
 from ..step.task import Task
 from .history import History, direction
+from .throughput import Throughput
 
 Mode = Literal["auto", "min", "max"]
 
@@ -60,6 +61,9 @@ class LoopContext:
       bad_steps: whether a callback has found the run's steps bad, so that the first is worth keeping.
       save_requested: whether a callback has asked for a checkpoint.
       data_seconds: how long the loop has waited for batches in all; None where nobody counts.
+      throughput: how fast the steps since the log before were, at `on_log`; those of the epoch, its
+        validation included (in a process's first epoch from behind the first dispatch, which compiles), at
+        `on_epoch_end`. None where nothing was measured. No part of the history.
       columns: a function that says which numbers an epoch logs; None where that is not known before.
       last_batch: the last batch and its weights, on the device, and whether they are stacked, one row a step;
         None unless a callback `wants_batch`, and again once the epoch's end was called.
@@ -88,6 +92,7 @@ class LoopContext:
     bad_steps: bool = False
     save_requested: bool = False
     data_seconds: float | None = None
+    throughput: Throughput | None = None
     columns: Callable[[], list[str]] | None = None
     last_batch: tuple[PyTree, Any, bool] | None = None
     histograms: dict[str, Histogram] = dataclasses.field(default_factory=dict)

@@ -24,6 +24,7 @@ from .history import History
 from .options import Options
 from .rehearsal import Rehearsal, rehearse as rehearse_run
 from .signals import Interrupted, Signals
+from .throughput import Throughput
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +47,7 @@ class FitResult(tuple[TrainState, History]):
       diverged: whether the run came to nothing: no loss of it was finite, or the last one was not, and neither are the
         parameters. The `status` in the run directory's `config.json` says `"diverged"` then, and else `"done"`,
         `"stopped"` or `"interrupted"`.
+      throughput: how fast the last epoch was: `examples_per_second`, `mfu`, `memory_bytes`, …; None if not measured.
       rehearsal: what was rehearsed before, and the time and memory that it took, or None.
     """
 
@@ -61,6 +63,7 @@ class FitResult(tuple[TrainState, History]):
     capsule: Any = None
     diverged: bool = False
     rehearsal: Rehearsal | None = None
+    throughput: Throughput | None = None
     _kept: Kept | None = None
 
     def __new__(cls, state: TrainState, history: History, *_: Any, **__: Any) -> "FitResult":
@@ -299,6 +302,7 @@ def fit(
                     loop.rescue.capsule,
                     loop.ctx.diverged,
                     rehearsal,
+                    loop.ctx.throughput,
                     kept(loop.best, options.listeners, run, loop.ctx.history),
                 )
     if signals.received not in (None, signal.SIGINT):

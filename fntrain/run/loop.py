@@ -39,6 +39,7 @@ from .history import UNFINISHED, History, plain, plain_rows
 from .options import Options
 from .rescue import Rescue, gone_back, has_finite_params
 from .signals import Interrupted, Signals
+from .throughput import Mark, Speed
 from .validation import Validation, measured
 
 
@@ -56,6 +57,7 @@ class Loop:
     chunk: int  # how many steps a dispatch takes, where it can
     metrics: Packed  # of the epoch so far, on the device
     ctx: LoopContext
+    speed: Speed
     over: bool = False  # whether the epoch that `ctx` speaks of has ended
     late: Any = None  # what the next log boundary will read
     saved_step: int | None = None
@@ -64,6 +66,10 @@ class Loop:
     best: BestState | None = None
     logs: bool = False  # whether anybody listens to on_log
     resident: Resident | None = None  # the training data on the device, if it is there
+    window: Mark | None = (
+        None  # from where the next log's throughput counts: the log before, if nothing came between
+    )
+    began: Mark | None = None  # and the epoch's
     # What a resumed run has to start from while an epoch's last events are not over, as it calls them again.
     resume_point: tuple[TrainState, list[Any]] | None = None
 
@@ -155,7 +161,9 @@ class Loop:
         if ctx.epoch_step == 0:
             self.metrics = programs.started(self.training.empty, self.ctx.state)
             self.rescue.skipped = 0.0
-        self.late = None
+        self.late = self.window = None
+        # The first dispatch of all may compile: then the epoch's throughput counts from behind it.
+        self.began = self.speed.mark(ctx.step) if ctx.step > ctx.resumed_step else None
         self.callbacks.call("on_epoch_begin", ctx)
         if ctx.stop_reason is not None:
             return
@@ -252,6 +260,7 @@ class Loop:
         # The counts move with the state, before anybody else runs: an interrupt finds them in agreement.
         ctx.step += piece.steps
         ctx.epoch_step += piece.steps
+        self.began = self.began or self.speed.mark(ctx.step)
         ctx.last_batch = None
         if self.callbacks.wants_batch:
             seen = piece if self.resident is None else self.resident.opened(piece)
@@ -274,6 +283,8 @@ class Loop:
             return
         first, due, values = late
         rows = plain_rows(programs.in_order(self.ctx.task, on_host(values)))
+        self.ctx.throughput = self.speed.since(self.window, due[-1])
+        self.window = self.speed.mark(due[-1])
         for step in due:
             self.ctx.logs = {"step": step, **rows[step - first]}
             self.rescue.watch(self.ctx.logs, self.ctx.state, step - 1)
@@ -307,7 +318,7 @@ class Loop:
         started = self.validation.started(ctx.task, ctx.state, self._interrupted)
         if started is None:
             return
-        columns = measured(started)
+        columns, self.window = measured(started), None
         ctx.logs, ctx.validated = {**self._row_inside(), **columns}, frozenset(columns)
         before = members.count(ctx.state)
         self.callbacks.call("on_validation_end", ctx)
@@ -360,8 +371,10 @@ class Loop:
             if validation is None:
                 return  # an epoch without its validation has not ended; a resumed run does that first
         values = fetched(values)  # the epoch's edge: the loop waits here
+        done = self.speed.since(self.began, ctx.step)
         late, self.late = self.late, None
         self._log(late)
+        ctx.throughput = done
         row = {**self._head(), **plain(values)}
         if validation is not None:
             row.update(measured(validation))
@@ -418,6 +431,6 @@ class Loop:
         measured = ctx.history.last if ctx.history.last.get("step") == ctx.step else None
         assert self.run is not None
         self.run.save(state, ctx.step, accumulators, self.position, done, callbacks, data_state, measured)
-        self.saved_step = ctx.step
+        self.saved_step, self.window = ctx.step, None
         ctx.save_requested = False
         self._next_save()

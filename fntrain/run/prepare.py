@@ -45,6 +45,7 @@ from .monitor import Monitor
 from .options import Options
 from .rescue import Rescue
 from .signals import Signals
+from .throughput import speed_of
 from .validation import Validation
 
 
@@ -297,6 +298,7 @@ def loop(
         chunk,
         metrics,
         ctx,
+        speed_of(task, state, training.form, training.rows),
         best=best,
         resident=resident(training, state, options.data_on_device),
     )

@@ -1,7 +1,7 @@
 """What a step costs, as its program says it: no clock, no run, no compilation."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,9 @@ from .task import Task
 class Cost(NamedTuple):
     """Operations and traffic of one step."""
 
-    flops: int  # of matrix products and convolutions
+    flops: int  # of matrix products and convolutions, each `cond` by its dearest branch
     bytes: int  # of the state, read and written, and of the batch
+    least_flops: int = 0  # each `cond` by its cheapest branch: what every step does for certain
 
     def seconds(self, device: Any) -> float:
         """The least time that a device of this kind takes for it."""
@@ -35,7 +36,8 @@ def cost_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> Cost:
     """The cost of `train_step` on such a batch (arrays or shapes), from the trace that compiling it takes too."""
     with manual.mesh_context(task.axis_name, state.step):
         program = jax.make_jaxpr(lambda *given: programs.one_step(task, *given))(state, batch, weight)
-    return Cost(products(program.jaxpr), 2 * tree.nbytes(_changed(state)) + tree.nbytes(batch))
+    traffic = 2 * tree.nbytes(_changed(state)) + tree.nbytes(batch)
+    return Cost(products(program.jaxpr), traffic, products(program.jaxpr, of_branches=min))
 
 
 def _changed(state: TrainState) -> PyTree:
@@ -43,8 +45,11 @@ def _changed(state: TrainState) -> PyTree:
     return state.step, state.updates, state.params, state.opt_state, state.model_state
 
 
-def products(program: core.Jaxpr) -> int:
-    """Floating-point operations of the matrix products and convolutions of a program."""
+def products(program: core.Jaxpr, of_branches: Callable[..., int] = max) -> int:
+    """Floating-point operations of the matrix products and convolutions of a program.
+
+    Of the branches of a `cond` one runs: which to count, `of_branches` says, the dearest or the cheapest.
+    """
     total: int = 0
     for equation in program.eqns:
         shapes: list[Any] = [getattr(x.aval, "shape", ()) for x in (*equation.invars, *equation.outvars)]
@@ -55,11 +60,11 @@ def products(program: core.Jaxpr) -> int:
             numbers = equation.params["dimension_numbers"]
             channels = shapes[1][numbers.rhs_spec[0]]
             total += 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // channels
-        inner = [products(p) for p in _programs(equation.params)]
+        inner = [products(p, of_branches) for p in _programs(equation.params)]
         if equation.primitive.name == "scan":
             total += equation.params["length"] * sum(inner)
         elif equation.primitive.name == "cond":
-            total += max(inner, default=0)
+            total += of_branches(inner, default=0)
         else:
             total += sum(inner)
     return total

@@ -1,0 +1,121 @@
+"""How fast a run is: examples a second, the share of the device's arithmetic, its memory. Said of a run, never in it.
+
+Measured where the loop waits anyway. It is no part of the history, which is the same for the same run (law 11).
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from ..step.cost import cost_of
+from ..step.state import TrainState
+from ..step.task import Task
+
+# Products and sums a second of dense bfloat16 matrices, as vendors give them, by what JAX calls the device.
+PEAKS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "Tesla V100": 125e12,
+    "Tesla T4": 65e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+class Throughput(NamedTuple):
+    """How fast the steps up to one were.
+
+    Attributes:
+      step: the last of them.
+      steps: how many.
+      seconds: that they took.
+      examples_per_second: rows of batches, padding included.
+      mfu: the operations of the step's matrix products and convolutions, each `cond` by its cheapest branch, as a share
+        of what the devices could do in bfloat16; None where that is not known, as on a CPU.
+      memory_bytes: the most that was in use on a device so far; None where the device does not say.
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    examples_per_second: float
+    mfu: float | None
+    memory_bytes: int | None
+
+
+class Mark(NamedTuple):
+    """A moment when the steps up to one were done."""
+
+    seconds: float
+    step: int
+
+
+class Speed:
+    """What turns two moments into a Throughput.
+
+    Args:
+      rows: of a batch.
+      flops: of a step; None where nobody could say what share of the device's they are.
+      peak: operations a second of all devices together.
+      device: one of them.
+      clock: seconds, from wherever.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        flops: int | None = None,
+        peak: float | None = None,
+        device: Any = None,
+        clock: Callable[[], float] | None = None,
+    ):
+        self._rows = rows
+        self._share = None if flops is None or peak is None else flops / peak  # seconds of a step at the peak
+        self._device = device
+        self._clock = clock
+
+    def mark(self, step: int) -> Mark:
+        """Now, with the steps up to this one done."""
+        return Mark((self._clock or time.perf_counter)(), step)
+
+    def since(self, before: Mark | None, step: int) -> Throughput | None:
+        """The throughput from a moment to now; None if no time has passed, or no step."""
+        if before is None:
+            return None
+        now = self.mark(step)
+        steps, seconds = step - before.step, now.seconds - before.seconds
+        if steps <= 0 or not seconds > 0:
+            return None
+        mfu = None if self._share is None else steps * self._share / seconds
+        memory = (
+            None if self._device is None else (self._device.memory_stats() or {}).get("peak_bytes_in_use")
+        )
+        return Throughput(step, steps, seconds, steps * self._rows / seconds, mfu, memory)
+
+
+def speed_of(task: Task, state: TrainState, form: tuple[Any, Any], rows: int) -> Speed:
+    """The Speed of a run's steps; what they cost is read from their program, where the device's peak is known."""
+    devices = jax.tree.leaves(state)[0].sharding.device_set
+    device = next((x for x in devices if x.process_index == jax.process_index()), None)
+    peak = None if device is None else peak_of(device.device_kind)
+    if peak is None:
+        return Speed(rows, device=device)
+    return Speed(rows, cost_of(task, state, *form).least_flops, peak * len(devices), device)
+
+
+def peak_of(kind: str) -> float | None:
+    """Operations a second of a device by its kind, the longest name in the table that it begins with."""
+    known = [name for name in PEAKS if kind.startswith(name)]
+    return PEAKS[max(known, key=len)] if known else None
