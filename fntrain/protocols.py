@@ -107,7 +107,11 @@ class Tracker(Protocol):
         ...
 
     def log(self, row: Mapping[str, Any], step: int, /) -> None:
-        """What was measured at a step; steps ascend strictly, over resumes too."""
+        """What was measured at a step; steps ascend strictly, over resumes too.
+
+        Values are numbers, arrays, text, dicts of such, and what other callbacks hand on: `callbacks.Histogram` and
+        `callbacks.Sample`.
+        """
         ...
 
     def close(self, status: str = "failed") -> None:

@@ -1,6 +1,7 @@
 """MLflow: a run's configuration, rows and checkpoints in an MLflow store."""
 
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.lenient import say
+from ..run.context import Sample
 from ..run.tracking import note, noted, numbers_of
+from ..show.report.png import png
 
 ENDS = {
     "done": "FINISHED",
@@ -109,11 +112,25 @@ class MLflow:
         self._client.log_dict(self.run_id, _jsonable(values), "config.json")
 
     def log(self, row: Mapping[str, Any], step: int, /) -> None:
-        """Write the numbers of a row."""
+        """Write the numbers of a row, and its samples as artifacts."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
         self._write(metrics=[Metric(_key(name), x, now, step) for name, x in numbers_of(row).items()])
+        for name, x in row.items():
+            if isinstance(x, Sample):
+                self._sample(x.value, _key(name), step)
+
+    def _sample(self, value: Any, name: str, step: int) -> None:
+        """A text or an image, as a file among the artifacts."""
+        folder = f"samples/{name}"
+        if isinstance(value, str):
+            self._client.log_text(self.run_id, value, f"{folder}/{step:08}.txt")
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, f"{step:08}.png")
+            path.write_bytes(png(value))
+            self._client.log_artifact(self.run_id, str(path), folder)
 
     def artifact(self, path: Path, name: str) -> None:
         """Copy a directory into the run's artifacts."""

@@ -27,9 +27,9 @@ class TensorBoardLogger:
 
     Steps are the run's steps. An entry that is a dict gives one scalar a key, `name/key`; arrays and text are
     left out. A value with an interval (`metrics.bootstrap`) is drawn with its band, under Custom scalars. Histograms
-    come from a `GradientStats(histograms=True)` that stands before this one. In a directory that holds events already,
-    those of steps that the run has not reached yet are marked as replaced. A disk that is full is warned of, and ends
-    no run. It is a Tracker too (`fntrain.protocols.Tracker`).
+    come from a `GradientStats(histograms=True)` that stands before this one, text and images from `Samples`. In a
+    directory that holds events already, those of steps that the run has not reached yet are marked as replaced. A disk
+    that is full is warned of, and ends no run. It is a Tracker too (`fntrain.protocols.Tracker`).
 
     Args:
       directory: where the event files go; made if need be.
@@ -111,6 +111,11 @@ class TensorBoardLogger:
             self._write(ctx.logs, "", ctx.step)
             self._draw_intervals(ctx.logs)
             self._write_throughput(ctx, "")
+            for name, sample in ctx.samples.items():
+                if isinstance(sample.value, str):
+                    self._writer.add_text(name, sample.value, ctx.step)
+                else:
+                    self._writer.add_image(name, sample.value, ctx.step, dataformats="HWC")
             for name, drawn in ctx.histograms.items():
                 self._writer.add_histogram_raw(
                     name,

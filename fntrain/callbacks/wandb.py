@@ -1,5 +1,6 @@
 """WandB: a run's configuration, rows and checkpoints for Weights & Biases, on disk or sent."""
 
+import html
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, Literal
 
 from .._core import check
 from .._core.errors import ConfigError
-from ..run.context import Histogram
+from ..run.context import Histogram, Sample
 from ..run.tracking import note, noted, numbers_of
 
 
@@ -90,14 +91,19 @@ class WandB:
         self._note(self._known.get("step"))
 
     def log(self, row: Mapping[str, Any], step: int, /) -> None:
-        """Write the numbers and histograms of a row."""
+        """Write the numbers, histograms and samples of a row."""
         import wandb
 
-        drawn = {
-            name: wandb.Histogram(np_histogram=(x.counts, x.edges))
-            for name, x in row.items()
-            if isinstance(x, Histogram)
-        }
+        drawn: dict[str, Any] = {}
+        for name, x in row.items():
+            if isinstance(x, Histogram):
+                drawn[name] = wandb.Histogram(np_histogram=(x.counts, x.edges))
+            elif isinstance(x, Sample):
+                drawn[name] = (
+                    wandb.Html(f"<pre>{html.escape(x.value)}</pre>")
+                    if isinstance(x.value, str)
+                    else wandb.Image(x.value)
+                )
         self._run.log({**numbers_of(row), **drawn}, step=step, commit=True)
         self._note(step)
 

@@ -28,6 +28,12 @@ class Histogram(NamedTuple):
     sum_of_squares: float
 
 
+class Sample(NamedTuple):
+    """What a model made of examples, as people look at it: text, or an image, uint8 `[H, W, C]`."""
+
+    value: str | np.ndarray
+
+
 @dataclasses.dataclass
 class LoopContext:
     """What a callback gets: where the run stands. Numbers are on the host; only `state` is on the device.
@@ -68,6 +74,7 @@ class LoopContext:
       last_batch: the last batch and its weights, on the device, and whether they are stacked, one row a step;
         None unless a callback `wants_batch`, and again once the epoch's end was called.
       histograms: by name, for the callbacks that come after the one that made them; empty again at the epoch's end.
+      samples: likewise.
     """
 
     task: Task
@@ -96,6 +103,7 @@ class LoopContext:
     columns: Callable[[], list[str]] | None = None
     last_batch: tuple[PyTree, Any, bool] | None = None
     histograms: dict[str, Histogram] = dataclasses.field(default_factory=dict)
+    samples: dict[str, Sample] = dataclasses.field(default_factory=dict)
 
     @property
     def position(self) -> Position:

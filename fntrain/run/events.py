@@ -121,7 +121,7 @@ class CallbackList:
         if (
             event == "on_epoch_end"
         ):  # whoever wanted them has had them: a batch is not kept over the next epoch
-            ctx.last_batch, ctx.histograms = None, {}
+            ctx.last_batch, ctx.histograms, ctx.samples = None, {}, {}
 
     def state(self) -> list[dict[str, Any]]:
         """The state of each callback that has one, with its name and what it watches."""

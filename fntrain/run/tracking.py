@@ -68,7 +68,7 @@ class Tracking:
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Send the epoch's row."""
-        self._take(ctx.step, {**ctx.logs, **ctx.histograms})
+        self._take(ctx.step, {**ctx.logs, **ctx.histograms, **ctx.samples})
         self._send(ctx.step)
 
     def on_fit_end(self, ctx: LoopContext) -> None:

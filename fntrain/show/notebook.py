@@ -48,6 +48,13 @@ def _cell(cell: Cell) -> str:
     return f"<td style='{color}text-align:right'>{f'<b>{text}</b>' if cell.best else text}</td>"
 
 
+def in_notebook() -> bool:
+    """Whether what is displayed comes out in a notebook's cell."""
+    from rich.console import Console
+
+    return Console().is_jupyter
+
+
 class Output:
     """An output of a notebook's cell that can be replaced."""
 

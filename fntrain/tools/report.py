@@ -1,8 +1,10 @@
 """report: runs on one page of HTML, which needs nothing else."""
 
+import base64
 import html
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from ..show.text import best_index, duration_text, is_number, number_text, readi
 from .compare import Comparison, compare, curves_of, names_of, read_all
 
 MOST_DOTS = 60  # of a curve with more rows, only what a line does not show is marked
+MOST_SAMPLES, MOST_BYTES = 24, 2_000_000  # of a run, and of one of them: the page holds them all
 
 
 def report(runs: Iterable[Any], out: Any = None, *, title: str | None = None) -> str:
@@ -28,10 +31,10 @@ def report(runs: Iterable[Any], out: Any = None, *, title: str | None = None) ->
 
     Curves over steps, training dashed where there is a validation, with bands where a value has an interval (of
     `metrics.bootstrap`) or members (a population's, from the lowest to the highest), and dots where a validation was
-    inside an epoch; the learning rate, and what was planned of it; confusion matrices; times, throughput and memory
-    (of a `ResourceMonitor`); checkpoints; the configuration, and what of it differs between the runs. Runs of unlike
-    batch sizes are drawn over examples. The page is light or dark as the reader's system is, and can be read by
-    keyboard, by ear and on a phone: each chart has its numbers below it.
+    inside an epoch; the learning rate, and what was planned of it; times, throughput and memory (of a
+    `ResourceMonitor`); confusion matrices; the last of each of `callbacks.Samples`; checkpoints; the configuration, and
+    what of it differs between the runs. Runs of unlike batch sizes are drawn over examples. The page is light or dark
+    as the reader's system is, and can be read by keyboard, by ear and on a phone: each chart has its numbers below it.
 
     Args:
       runs: run directories, as `fit` leaves them.
@@ -79,6 +82,7 @@ def _sections(records: list[RunRecord], compared: Comparison) -> list[tuple[str,
         ("Learning rate", _grid([*_curves(records, lambda name: name in SLIM), *_planned(each)])),
         ("Speed and memory", _grid(_curves(records, lambda name: False, books=True)) + _speed(each)),
         ("Confusion", _beside(_matrices(each))),
+        ("Samples", _beside([figure for name, record in each for figure in _samples(name, record)])),
         ("Checkpoints", "".join(_checkpoints(name, record) for name, record in each)),
         ("Configuration", _configuration(compared)),
     ]
@@ -271,6 +275,29 @@ def _is_square(x: Any) -> bool:
         and 0 < len(x) <= 50
         and all(isinstance(row, list) and len(row) == len(x) and all(map(is_number, row)) for row in x)
     )
+
+
+def _samples(name: str, record: RunRecord) -> list[str]:
+    """The last of each sample that the run has kept."""
+    made = []
+    for folder in sorted(path for path in (record.path / "samples").glob("*") if path.is_dir())[
+        :MOST_SAMPLES
+    ]:
+        kept = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".png"))
+        if kept and kept[-1].stat().st_size <= MOST_BYTES:
+            title = f"{name}, {folder.name}" if folder.name != "sample" else name
+            made.append(_sample(title, kept[-1]))
+    return made
+
+
+def _sample(title: str, path: Path) -> str:
+    said = f"step {path.stem.lstrip('0') or '0'}"
+    if path.suffix == ".txt":
+        body = f"<pre>{html.escape(path.read_text(encoding='utf-8', errors='replace'))}</pre>"
+    else:
+        data = base64.b64encode(path.read_bytes()).decode()
+        body = f'<img alt="{html.escape(title)}, {said}" src="data:image/png;base64,{data}">'
+    return f'<figure class="sample"><figcaption><h3>{html.escape(title)}</h3><p>{said}</p></figcaption>{body}</figure>'
 
 
 def _checkpoints(name: str, record: RunRecord) -> str:

@@ -260,6 +260,7 @@ def test_wandb_offline_is_read_back_from_disk(tmp_path, monkeypatch):
     assert len(files) == 2
     assert len({path.name for path in files}) == 1  # one id
     (first, failed), (second, done) = (history_of(records(path)) for path in files)
+    print([r.WhichOneof("record_type") for r in records(files[1])], files[1].stat().st_size)
     assert (failed, done) == (1, 0)
     steps = [step for step, _ in [*first, *second]]
     assert steps == sorted(set(steps))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ..text import number_text
+from .files import text_of
 from .scale import Scale, around
 from .tables import table
 
@@ -61,12 +62,7 @@ def chart(title: str, series: Sequence[Series], *, x_label: str, log: bool = Fal
       log: whether the vertical axis is logarithmic.
       note: a sentence below the caption.
     """
-    finite = [v for s in series for column in (s.y, s.low, s.high) for v in column or () if is_finite(v)]
-    ys = around(finite, HEIGHT - BOTTOM, TOP, log=log)  # type: ignore[arg-type]
-    xs = around([x for s in series for x in s.x], LEFT, WIDTH - RIGHT, margin=0.02)
-    parts = [*_axes(xs, ys, x_label)]
-    for s in series:
-        parts += _drawn(s, xs, ys)
+    parts, xs = _picture(series, x_label, log)
     name, said = html.escape(title), html.escape(_in_words(title, series, x_label))
     legend = "".join(
         f'<li class="{s.classes}"><svg viewBox="0 0 24 8" aria-hidden="true"><path class="line" d="M1 4H23"/></svg>'
@@ -79,10 +75,47 @@ def chart(title: str, series: Sequence[Series], *, x_label: str, log: bool = Fal
         f'<figure class="chart"><figcaption><h3>{name}</h3>{legend}'
         f"{f'<p>{html.escape(note)}</p>' if note else ''}</figcaption>"
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{said}">'
-        f'{"".join(parts)}<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" hidden=""/></svg>'
+        f'{parts}<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" hidden=""/></svg>'
         f'<output aria-live="polite"></output><script type="application/json">{_data(series, xs, x_label)}</script>'
         f"<details>{folded}</details></figure>"
     )
+
+
+def picture(title: str, series: Sequence[Series], *, x_label: str, log: bool = False) -> str:
+    """A chart alone, as an SVG document with its own style: light or dark as the reader's system is.
+
+    Args:
+      title: what is drawn; the legend stands beside it, with each line's last value.
+      series: the lines, at least one with a finite value.
+      x_label: what the horizontal axis counts.
+      log: whether the vertical axis is logarithmic.
+    """
+    parts, _ = _picture(series, x_label, log)
+    legend, last = "", {s.label: [y for y in s.y if is_finite(y)] for s in series}
+    for s in series:
+        value = number_text(last[s.label][-1]) if last[s.label] else "-"
+        legend += (
+            f'<tspan class="{s.classes}" style="fill:var(--c)">● </tspan>{html.escape(s.label)} {value}  '
+        )
+    said = html.escape(_in_words(title, series, x_label))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 -44 {WIDTH} {HEIGHT + 44}" width="{WIDTH}" '
+        f'height="{HEIGHT + 44}" role="img" aria-label="{said}"><style>{text_of("chart.css")}</style>'
+        f'<rect y="-44" width="100%" height="100%" style="fill:var(--card)"/>'
+        f'<text x="8" y="-26" style="font:600 14px system-ui,sans-serif;fill:var(--ink)">{html.escape(title)}</text>'
+        f'<text x="8" y="-6" class="tick" xml:space="preserve">{legend}</text>{parts}</svg>'
+    )
+
+
+def _picture(series: Sequence[Series], x_label: str, log: bool) -> tuple[str, Scale]:
+    """Axes and lines, and the horizontal scale."""
+    finite = [v for s in series for column in (s.y, s.low, s.high) for v in column or () if is_finite(v)]
+    ys = around(finite, HEIGHT - BOTTOM, TOP, log=log)  # type: ignore[arg-type]
+    xs = around([x for s in series for x in s.x], LEFT, WIDTH - RIGHT, margin=0.02)
+    parts = [*_axes(xs, ys, x_label)]
+    for s in series:
+        parts += _drawn(s, xs, ys)
+    return "".join(parts), xs
 
 
 def is_finite(value: float | None) -> bool:

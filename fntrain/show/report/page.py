@@ -2,8 +2,9 @@
 
 import html
 from collections.abc import Sequence
-from importlib import resources
 from typing import NamedTuple
+
+from .files import text_of
 
 
 class Section(NamedTuple):
@@ -34,8 +35,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         f'<section id="{i}" aria-labelledby="{i}h"><h2 id="{i}h">{html.escape(s.title)}</h2>{s.body}</section>'
         for i, s in zip(ids, sections)
     )
-    files = resources.files(__name__.rpartition(".")[0])
-    style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, script = text_of("chart.css") + text_of("report.css"), text_of("report.js")
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
