@@ -5,6 +5,7 @@ import importlib.util
 import json
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -236,16 +237,17 @@ def records(path):
     return found
 
 
-def history_of(found):
-    """The rows, by step, and the exit code."""
+def history_of(path):
+    """The rows with their steps, and the exit code, which W&B's own process may write a moment after the run."""
+    deadline = time.monotonic() + 20
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(path)):
+        assert time.monotonic() < deadline, "the run is still open"
+        time.sleep(0.05)
     rows, code = [], None
-    for record in found:
+    for record in records(path):
         if record.WhichOneof("record_type") == "history":
-            items = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in record.history.item
-            }
-            rows.append((record.history.step.num or items["_step"], items))
+            found = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+            rows.append((record.history.step.num or found["_step"], found))
         elif record.WhichOneof("record_type") == "exit":
             code = record.exit.exit_code
     return rows, code
@@ -259,8 +261,7 @@ def test_wandb_offline_is_read_back_from_disk(tmp_path, monkeypatch):
     files = sorted(map(tmp_path.__class__, glob.glob(str(tmp_path / "wb/wandb/offline-run-*/run-*.wandb"))))
     assert len(files) == 2
     assert len({path.name for path in files}) == 1  # one id
-    (first, failed), (second, done) = (history_of(records(path)) for path in files)
-    print([r.WhichOneof("record_type") for r in records(files[1])], files[1].stat().st_size)
+    (first, failed), (second, done) = map(history_of, files)
     assert (failed, done) == (1, 0)
     steps = [step for step, _ in [*first, *second]]
     assert steps == sorted(set(steps))
