@@ -16,7 +16,7 @@ from ..step.task import COLUMNS
 
 Row = tuple[str, list[str]]
 
-_OF_THE_PROCESS = ("status", "steps_per_call", "overridden", "task", "goodput", "devices", "jax")
+_OF_THE_PROCESS = ("status", "steps_per_call", "overridden", "task", "parts", "devices", "jax")
 """Entries of `config.json` that say how a run went, or where; the task in words is in the identity too."""
 
 

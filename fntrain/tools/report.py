@@ -17,10 +17,11 @@ from ..run.record import RunRecord
 from ..show.plots.panels import SLIM, bookkeeping, is_logarithmic
 from ..show.report.chart import Series, chart, is_finite
 from ..show.report.page import Section, page
-from ..show.report.tables import bars, matrix, table
+from ..show.report.tables import matrix, table
 from ..show.schedule_text import schedules_in
-from ..show.text import best_index, duration_text, is_number, number_text, reading_order
+from ..show.text import best_index, is_number, number_text, reading_order
 from .compare import Comparison, compare, curves_of, names_of, read_all
+from .report_speed import speed
 
 MOST_DOTS = 60  # of a curve with more rows, only what a line does not show is marked
 MOST_SAMPLES, MOST_BYTES = 24, 2_000_000  # of a run, and of one of them: the page holds them all
@@ -80,7 +81,7 @@ def _sections(records: list[RunRecord], compared: Comparison) -> list[tuple[str,
             _grid(_curves(records, lambda name: name not in SLIM)) or "<p>No epoch has ended yet.</p>",
         ),
         ("Learning rate", _grid([*_curves(records, lambda name: name in SLIM), *_planned(each)])),
-        ("Speed and memory", _grid(_curves(records, lambda name: False, books=True)) + _speed(each)),
+        ("Speed and memory", speed(each) + _grid(_curves(records, lambda name: False, books=True))),
         ("Confusion", _beside(_matrices(each))),
         ("Samples", _beside([figure for name, record in each for figure in _samples(name, record)])),
         ("Checkpoints", "".join(_checkpoints(name, record) for name, record in each)),
@@ -214,37 +215,6 @@ def _planned(each: list[tuple[str, RunRecord]]) -> list[str]:
                 label = name if len(schedules) == 1 else f"{name}, {n + 1}"
                 series.append(Series(label, steps.tolist(), values, color=color + n))
     return [chart("schedule, as planned", series, x_label="update")] if series else []
-
-
-# Speed.
-
-
-def _speed(each: list[tuple[str, RunRecord]]) -> str:
-    parts = [_throughput(each)]
-    for name, record in each:
-        goodput = record.config.get("goodput")
-        if isinstance(goodput, dict):
-            known = {what: float(x) for what, x in goodput.items() if is_number(x) and x > 0}
-            total = sum(known.values())
-            if total > 0:
-                rows = [(what.replace("_", " "), x / total, duration_text(x)) for what, x in known.items()]
-                parts.append(bars(rows, f"where the time of {name} went"))
-    return "".join(parts)
-
-
-def _throughput(each: list[tuple[str, RunRecord]]) -> str:
-    """Examples a second, where the rows have times; else how to have them."""
-    rows = []
-    for name, record in each:
-        times = [x for x in record.columns.get("step_time_ms", ()) if is_number(x) and x > 0]
-        size = record.config.get("identity", {}).get("batch_size")
-        if times and is_number(size):
-            middle = float(np.median(times))
-            rows.append([name, f"{number_text(middle)} ms", f"{1e3 * size / middle:,.0f}"])
-    if not rows:
-        said = "No times were kept: <code>callbacks.ResourceMonitor()</code> adds them to each epoch."
-        return f'<p class="quiet">{said}</p>'
-    return table(["run", "a step (median of epochs)", "examples a second"], rows, caption="Throughput")
 
 
 # The rest.

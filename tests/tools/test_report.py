@@ -13,6 +13,7 @@ import fntrain as ft
 from fntrain import cli
 from fntrain.run.writers import JSONLWriter
 from fntrain.show.report.chart import MOST_POINTS, Series, chart
+from fntrain.show.report.png import png
 from fntrain.show.report.scale import Scale, around
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -100,6 +101,35 @@ def test_every_value_stands_where_its_axis_says(tmp_path):
     (planned,) = points(drawn["schedule, as planned"])
     middle = values(drawn["schedule, as planned"], [planned[20][1]])[0]
     assert middle == pytest.approx(0.05, abs=1e-3)  # half a cosine: 0.1 (1 + cos(pi / 2)) / 2
+
+
+PARTS = [
+    {
+        "started": "2026-01-01 10:00",
+        "from": 0,
+        "to": 20,
+        "ended": "killed",
+        "seconds": {"step": 6.0, "compile": 2.0},
+        "lost": {"step": 1.0},
+        "lost_steps": 4,
+    },
+    {
+        "started": "2026-01-01 11:00",
+        "from": 16,
+        "to": 30,
+        "ended": "done",
+        "seconds": {"step": 3.0, "data": 1.0},
+    },
+]
+
+
+def test_where_the_time_went_is_summed_over_the_parts(tmp_path):
+    rows = [{"epoch": 1, "step": 30, "loss": 1.0}]
+    page = ft.tools.report([write_run(tmp_path / "one", rows, parts=PARTS)])
+    shares = dict(re.findall(r'<th scope="row">([^<]*)</th><td class="bar">.*?<td>([\d.]+ %)</td>', page))
+    assert shares == {"step": "66.7 %", "compile": "16.7 %", "data": "8.3 %", "lost to kills": "8.3 %"}
+    assert "<td>23</td>" in page  # examples a second: 8 rows, 34 steps in 12 s
+    assert re.search(r"<td>killed</td><td>4</td>", page)
 
 
 def test_a_gap_is_a_gap_and_a_lonely_value_a_dot():
@@ -218,6 +248,13 @@ def test_the_commands(tmp_path, capsys):
 # In a browser.
 
 
+def keep_samples(run):
+    (run / "samples" / "says").mkdir(parents=True)
+    (run / "samples" / "says" / "00000030.txt").write_text("a text\n" + "that is long " * 40)
+    (run / "samples" / "draws").mkdir()
+    (run / "samples" / "draws" / "00000030.png").write_bytes(png(np.linspace(0, 1, 64).reshape(8, 8)))
+
+
 @functools.cache
 def browser_path():
     return next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -264,6 +301,8 @@ LOOK = """() => {
   pale("h1, h2, h3, p, th, td:not(.deep), a, summary, li", "color", 4.5);
   pale(".tick", "fill", 4.5);
   pale(".plot .line", "stroke", 3);
+  for (const x of document.querySelectorAll("img"))
+    if (!x.complete || !x.naturalWidth || !x.alt) bad.push("an image is not there");
   let level = 0;
   for (const h of document.querySelectorAll("h1, h2, h3")) {
     if (+h.tagName[1] > level + 1) bad.push(`a heading skips a level: ${h.textContent}`);
@@ -313,7 +352,9 @@ def read_by_keyboard(tab):
 
 def test_a_browser_shows_all_of_it_at_every_width_and_in_every_light(tmp_path, browser):
     path = tmp_path / "one.html"
-    ft.tools.report([write_run(tmp_path / "one", rows_of())], path)
+    one = write_run(tmp_path / "one", rows_of(), parts=PARTS)
+    keep_samples(one)
+    ft.tools.report([one], path)
     problems, pictures, matrices, dark = looked_at(browser, path, 1280, "dark", read_by_keyboard)
     assert (problems, pictures, matrices) == ([], 5, 1)
     both = tmp_path / "both.html"

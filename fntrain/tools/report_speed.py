@@ -1,0 +1,96 @@
+"""What the page of `report` says of a run as a process: how fast it was, where its time went, what is wrong with it."""
+
+import html
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .._core.errors import ConfigError, DataError
+from ..run.record import RunRecord
+from ..show.report.tables import bars, table
+from ..show.text import duration_text, is_number, number_text
+
+
+def speed(each: Sequence[tuple[str, RunRecord]]) -> str:
+    """Throughput, where the time went, and the parts that the runs had: each time that `fit` was at work for one."""
+    rows = [[name, *row] for name, record in each if (row := _throughput(record))]
+    head = ["run", "a step", "examples a second", "measured by"]
+    made = table(head, rows, caption="Throughput") if rows else ""
+    for name, record in each:
+        known = [part for part in record.config.get("parts") or () if isinstance(part, dict)]
+        made += _time(name, known) + _parts(name, known)
+    if not made:
+        said = "No times were kept: <code>callbacks.ResourceMonitor()</code> adds them to each epoch."
+        return f'<p class="quiet">{said}</p>'
+    return made
+
+
+def _throughput(record: RunRecord) -> list[str] | None:
+    """Of a ResourceMonitor's columns, validation included; else of the run's own parts, all included."""
+    size = record.config.get("identity", {}).get("batch_size")
+    times = [x for x in record.columns.get("step_time_ms", ()) if is_number(x) and x > 0]
+    seconds, source = None, ""
+    if times:
+        seconds, source = float(np.median(times)) / 1e3, "the median of its epochs"
+    else:
+        parts = [p for p in record.config.get("parts") or () if isinstance(p, dict) and p.get("seconds")]
+        steps = sum(p.get("to", 0) - p.get("from", 0) for p in parts)
+        total = sum(x for p in parts for x in p["seconds"].values())
+        if steps > 0 and total > 0:
+            seconds, source = total / steps, "all its time, over its steps"
+    if seconds is None or not is_number(size):
+        return None
+    return [f"{number_text(1e3 * seconds)} ms", f"{size / seconds:,.0f}", source]
+
+
+def _time(name: str, parts: Sequence[dict[str, Any]]) -> str:
+    """The share of each phase, over all parts; what was lost to kills is a phase of its own."""
+    kept: dict[str, float] = {}
+    lost = 0.0
+    for part in parts:
+        gone = part.get("lost") or {}
+        lost += sum(gone.values())
+        for phase, x in (part.get("seconds") or {}).items():
+            kept[phase] = kept.get(phase, 0.0) + x - gone.get(phase, 0.0)
+    phases = {**kept, "lost to kills": lost}
+    total = sum(phases.values())
+    if total <= 0:
+        return ""
+    longest = sorted(phases.items(), key=lambda phase: -phase[1])
+    return bars(
+        [(phase, x / total, duration_text(x)) for phase, x in longest if x > 0],
+        f"where the time of {name} went",
+    )
+
+
+def _parts(name: str, parts: Sequence[dict[str, Any]]) -> str:
+    """From which step to which each went, and how it ended."""
+    if not parts:
+        return ""
+    rows = [
+        [
+            str(i),
+            str(part.get("started", "")),
+            str(part.get("from", "")),
+            str(part.get("to", "")),
+            str(part.get("ended", "still going on")),
+            str(part.get("lost_steps", "")),
+        ]
+        for i, part in enumerate(parts, 1)
+    ]
+    head = ["part", "started", "from step", "to step", "ended", "steps lost"]
+    return f"<h3>{html.escape(name)}</h3>" + table(head, rows, caption=f"The parts of {name}")
+
+
+def diagnosis(name: str, record: RunRecord) -> str:
+    """What `tools.diagnose` finds, a paragraph each; that it finds nothing is said too."""
+    try:
+        diagnose: Any = importlib.import_module("fntrain.tools.diagnose").diagnose
+        found = diagnose(record.path)
+    except (ImportError, ConfigError, DataError):  # what cannot be diagnosed is shown all the same
+        return ""
+    findings = [str(finding) for finding in found]
+    body = "".join(f'<p class="finding">{html.escape(finding)}</p>' for finding in findings)
+    return f"<h3>{html.escape(name)}</h3>{body or '<p>Nothing was found.</p>'}"
