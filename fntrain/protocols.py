@@ -107,7 +107,7 @@ class Tracker(Protocol):
         ...
 
     def log(self, row: Mapping[str, Any], step: int, /) -> None:
-        """What was measured at a step; steps ascend strictly, over resumes too.
+        """What was measured at a step; steps ascend strictly, over resumes too. `fit` calls this from a thread.
 
         Values are numbers, arrays, text, dicts of such, and what other callbacks hand on: `callbacks.Histogram` and
         `callbacks.Sample`.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,15 @@ class Tracking:
     sent again, as a resumed run measures the same. Running means come late, so a row is held back for as long as one
     of a lower step may follow.
 
-    A tracker that cannot be reached in the midst of a run is warned of, once, and ends nothing; what fails at its
-    beginning is raised.
+    Rows are logged in a thread, one after the other: the loop does not wait for a database. A tracker that cannot be
+    reached in the midst of a run is warned of, once, and ends nothing; what fails at its beginning is raised.
     """
 
     adds_logs = False
 
     def __init__(self, tracker: Tracker):
         self.tracker = tracker
-        self._open = False
+        self._pool: ThreadPoolExecutor | None = None  # of one thread; there is none where nothing is open
         self._waiting: dict[int, dict[str, Any]] = {}  # rows by step, of which lower ones may still come
         self._sent = -1
         self._lenient = Lenient(type(tracker).__name__, (Exception,))
@@ -52,7 +53,7 @@ class Tracking:
         begin = getattr(self.tracker, "begin", None)
         has: Any = begin(ctx.run_dir, since(ctx)) if callable(begin) else None
         self._sent = max(since(ctx) - 1 if ctx.step else -1, -1 if has is None else int(has))
-        self._open = True
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fntrain-tracker")
         self.tracker.config(configuration(ctx))
 
     def on_log(self, ctx: LoopContext) -> None:
@@ -76,7 +77,8 @@ class Tracking:
         if ctx.logs.get(UNFINISHED):
             self._take(ctx.step, ctx.logs)
         self._send(ctx.step)
-        if self._open and ctx.run_dir is not None and getattr(self.tracker, "checkpoints", False):
+        if self._pool and ctx.run_dir is not None and getattr(self.tracker, "checkpoints", False):
+            self._pool.shutdown()  # what was measured comes first
             with self._lenient:
                 saved = Checkpointer(Path(ctx.run_dir) / "checkpoints")
                 for step in sorted({saved.best_step, saved.latest_step} - {None}):  # type: ignore[type-var]
@@ -85,25 +87,29 @@ class Tracking:
 
     def close(self, status: str = "failed") -> None:
         """End the tracker's run; called without a word, the run has failed."""
-        if self._open:
+        if self._pool:
             self._send(max(self._waiting, default=-1))
-            self._open = False
+            self._pool.shutdown()
+            self._pool = None
             with self._lenient:
                 self.tracker.close(status)
 
     def _take(self, step: int, row: Mapping[str, Any]) -> None:
-        if self._open and step > self._sent:
+        if self._pool and step > self._sent:
             row = {name: x for name, x in row.items() if name not in (*COLUMNS, UNFINISHED) and x is not None}
             self._waiting.setdefault(step, {}).update(row)
 
     def _send(self, last: int) -> None:
         """Log what waits, up to a step."""
         for step in sorted(self._waiting):
-            if step > last:
+            if step > last or self._pool is None:
                 return
-            row, self._sent = self._waiting.pop(step), step
-            with self._lenient:
-                self.tracker.log(row, step)
+            self._sent = step
+            self._pool.submit(self._log, self._waiting.pop(step), step)
+
+    def _log(self, row: dict[str, Any], step: int) -> None:
+        with self._lenient:
+            self.tracker.log(row, step)
 
 
 def since(ctx: LoopContext) -> int:

@@ -126,7 +126,8 @@ def _curves(records: list[RunRecord], wanted: Callable[[str], bool], books: bool
         values = [y for line in series for y in line.y if is_finite(y)]
         if values:
             log = is_logarithmic(name, min(values), max(values)) and _positive(series)  # type: ignore[type-var]
-            charts.append(chart(name.replace("_", " "), series, x_label=x_label, log=log))
+            note = "" if all(line.listed for line in series) else "Validation; training is dashed."
+            charts.append(chart(name.replace("_", " "), series, x_label=x_label, log=log, note=note))
     return charts
 
 
@@ -165,11 +166,11 @@ def _lines(record: RunRecord, label: str, name: str, color: int, scale: int, run
         ys = [row[column] for _, row in rows]
         low, high = _ends([row for _, row in rows], column)
         inside = [i for i, (_, row) in enumerate(rows) if row.get(UNFINISHED)]
-        shown = kind if runs == 1 and both else f"{label} {kind}" if both else "" if runs == 1 else label
         last = column.startswith("val_") or not both
+        shown = (kind if both else name) if runs == 1 else label if last else f"{label}, {kind}"
         found.append(
             Series(
-                shown or name,
+                shown,
                 xs,
                 ys,
                 low,
@@ -178,6 +179,7 @@ def _lines(record: RunRecord, label: str, name: str, color: int, scale: int, run
                 dashed=runs > 1 and both and kind == "training",
                 dots=range(len(ys)) if len(ys) <= MOST_DOTS and runs == 1 else inside,
                 best=best_index(column, ys) if last else None,
+                listed=last or runs == 1,
             )
         )
     return found

@@ -31,6 +31,7 @@ class Series:
       dashed: whether the line is.
       dots: the indices of values to mark.
       best: the index of a value to ring.
+      listed: whether the legend has it.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Series:
     dashed: bool = False
     dots: Sequence[int] = ()
     best: int | None = None
+    listed: bool = True
 
     @property
     def classes(self) -> str:
@@ -68,6 +70,7 @@ def chart(title: str, series: Sequence[Series], *, x_label: str, log: bool = Fal
         f'<li class="{s.classes}"><svg viewBox="0 0 24 8" aria-hidden="true"><path class="line" d="M1 4H23"/></svg>'
         f"{html.escape(s.label)}</li>"
         for s in series
+        if s.listed
     )
     legend = f'<ul class="legend">{legend}</ul>' if len(series) > 1 else ""
     folded = f"<summary>Numbers<span class='hidden'> of {name}</span></summary>{_numbers(series, x_label)}"
@@ -216,7 +219,7 @@ def _data(series: Sequence[Series], xs: Scale, x_label: str) -> str:
                 by_x.setdefault(x, []).append(f"{s.label} {_with_interval(s, i)}")
     kept = sorted(by_x)
     kept = kept[:: math.ceil(len(kept) / MOST_POINTS)] or kept
-    places = [[round(xs(x), 1), f"{x_label} {x:g}: {'; '.join(by_x[x])}"] for x in kept]
+    places = [[round(xs(x), 1), "\n".join([f"{x_label} {x:g}", *by_x[x]])] for x in kept]
     return json.dumps(places, ensure_ascii=False).replace("<", "\\u003c")
 
 

@@ -73,7 +73,7 @@ def bars(parts: Sequence[tuple[str, float, str]], title: str) -> str:
     rows = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th><td class="bar"><svg viewBox="0 0 100 8" '
         f'preserveAspectRatio="none" aria-hidden="true"><rect class="c0" width="{100 * min(max(part, 0), 1):.2f}" '
-        f'height="8"/></svg></td><td>{100 * part:.1f} %</td><td>{html.escape(said)}</td></tr>'
+        f'height="8"/></svg></td><td>{100 * part:.1f}&nbsp;%</td><td>{html.escape(said)}</td></tr>'
         for name, part, said in parts
     )
     name = html.escape(title)
