@@ -62,14 +62,15 @@ SHIPPED = [
     getattr(callbacks, name)
     for name in callbacks.__all__
     if isinstance(getattr(callbacks, name), type)
-    and name not in ("Callback", "CallbackList", "Histogram", "LoopContext")
+    and name not in ("Callback", "CallbackList", "Histogram", "LoopContext", "Sample")
 ]
+TRACKERS = [callbacks.MLflow, callbacks.WandB]  # they have no events: what a Tracker has is called at some
 
 
 @pytest.mark.parametrize("kind", SHIPPED, ids=lambda kind: kind.__name__)
 def test_a_shipped_callback_has_events_as_the_base_has_them(kind):
     events = events_of(kind)
-    assert events
+    assert bool(events) == (kind not in TRACKERS)
     for event in events:
         inspect.signature(getattr(kind, event)).bind(None, None)
 
