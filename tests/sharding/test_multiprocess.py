@@ -120,7 +120,7 @@ def mesh():
 def whole(tmp_path_factory):
     """A run of two processes: its folder, and what they saw."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, finished("whole", folder)
+    return folder, finished("whole", folder, seconds=180)
 
 
 @pytest.fixture(scope="module")
