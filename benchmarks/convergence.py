@@ -345,7 +345,7 @@ def _soap(learning_rate):
 # SAM: the largest eigenvalue of the Hessian where the loss is the same.
 
 
-def flat(target: float = 0.1, most: int = 1500, window: int = 10) -> str:
+def flat(target: float = 0.1, most: int = 1500, window: int = 25) -> str:
     """λmax where the training loss first is at the target."""
     train, test = digits()
     start = partial(init_mlp, (64, 32, 10))
