@@ -38,6 +38,10 @@ class Evaluated(NamedTuple):
     size: int  # how many values
 
 
+# Scopes: what operations of a compiled step are called by, and traces tell apart.
+FORWARD, OPTIMIZER, METRICS = "loss", "optimizer", "metrics"
+
+
 class Partial(NamedTuple):
     """What a part of a batch contributes."""
 
@@ -56,7 +60,8 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
         # the gradient. Zeros, and not a copy of another row, since that would be a collective on a split batch.
         batch = jax.tree.map(lambda x: _without_padding(x, weight), batch)
     ctx = dataclasses.replace(ctx, weight=weight)
-    loss = _call(task, params, batch, ctx)
+    with jax.named_scope(FORWARD):  # autodiff names its transposition by it
+        loss = _call(task, params, batch, ctx)
     rows = tree.leading_axis(batch) if weight is not None else None
     values = loss.values
     if policy.output is not None:  # type: ignore[union-attr]
@@ -80,16 +85,17 @@ def _is_part(name: str) -> bool:
 def metrics_of(task: Task, result: Evaluated) -> StepMetrics:
     """What is counted of a loss evaluation; beside its gradient and not within, where it would be differentiated."""
     outputs = result.outputs
-    return StepMetrics(
-        loss=add_loss(batch_loss().empty(), result.total, result.weight),
-        metrics=automatic(task.collected.update, task.collected.empty(), outputs, result.counted),
-        parts={
-            name: basic.fold(basic.empty(), outputs[name], result.parted)
-            for name in outputs
-            if _is_part(name)
-        },
-        recorded={},
-    )
+    with jax.named_scope(METRICS):
+        return StepMetrics(
+            loss=add_loss(batch_loss().empty(), result.total, result.weight),
+            metrics=automatic(task.collected.update, task.collected.empty(), outputs, result.counted),
+            parts={
+                name: basic.fold(basic.empty(), outputs[name], result.parted)
+                for name in outputs
+                if _is_part(name)
+            },
+            recorded={},
+        )
 
 
 def evaluate_batch(task: Task, params: Params, batch: Batch, ctx: Context, weight: Any) -> StepMetrics:

@@ -210,7 +210,8 @@ def _train_step(
 
 
 def _joined(task: Task, metrics: Packed | None, new: StepMetrics) -> Packed:
-    return _whole(packed(new if metrics is None else reports.merge(task, unpacked(metrics), new)))
+    with jax.named_scope(gradients.METRICS):
+        return _whole(packed(new if metrics is None else reports.merge(task, unpacked(metrics), new)))
 
 
 def _mesh_context(task: Task, state: TrainState) -> AbstractContextManager[Any]:
@@ -313,7 +314,8 @@ def one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[
     if stochastic:
         # The updates are added in float32, and what holds back or skips changes nothing there either.
         kept, trained = trained, jax.tree.map(tree.wide, trained)
-    trained, opt_state, applied = task.transform.apply(grads, state.opt_state, trained, **extra)
+    with jax.named_scope(gradients.OPTIMIZER):
+        trained, opt_state, applied = task.transform.apply(grads, state.opt_state, trained, **extra)
     if stochastic:
         trained = precision.round_stochastically(trained, kept, fold_in_name(key, "rounding"))
     recorded = transforms.recorded(opt_state)

@@ -16,9 +16,10 @@ from .gradcheck import (
     check_gradients as check_gradients,
 )
 from .lr_find import LRFinding as LRFinding, lr_find as lr_find
-from .profile import profile_step as profile_step
+from .profile import Profile as Profile, profile_step as profile_step
 from .replay import Replay as Replay, ReplayedStep as ReplayedStep, replay as replay
 from .report import report as report
+from .timeline import trace as trace
 
 __all__ = [
     "Birth",
@@ -31,6 +32,7 @@ __all__ = [
     "GradientCheck",
     "LRFinding",
     "LeafCheck",
+    "Profile",
     "Replay",
     "ReplayedStep",
     "RunRecord",
@@ -48,6 +50,7 @@ __all__ = [
     "replay",
     "report",
     "save_capsule",
+    "trace",
 ]
 
 surface(__name__)

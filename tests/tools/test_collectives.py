@@ -247,11 +247,10 @@ def test_profile_step_adds_up():
     task = ft.Task(residual_loss, ft.optimizers.adamw(1e-3))
     state = ft.init_state(task, PARAMS)
     times = ft.tools.profile_step(task, state, BATCH, repeats=3)
-    assert set(times) == {"forward_ms", "backward_ms", "optimizer_ms", "total_ms"}
+    assert {"forward_ms", "backward_ms", "optimizer_ms", "total_ms"} < set(times)
     assert all(t >= 0 for t in times.values())
     assert times["forward_ms"] > 0
-    parts = times["forward_ms"] + times["backward_ms"] + times["optimizer_ms"]
-    assert parts == pytest.approx(times["total_ms"])
+    assert sum(times.values()) - times["total_ms"] == pytest.approx(times["total_ms"])
     ft.train_step(task, state, BATCH)  # the state was not consumed
 
 
