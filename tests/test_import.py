@@ -133,6 +133,7 @@ PUBLIC = [
     "sharding.to_host",
     "tools.compile_report",
     "tools.profile_step",
+    "tools.trace",
     "precision.Policy",
     "callbacks.CallbackList",
     "tree",
