@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from .._core.typing import PyTree
 from . import parts
 from .fitting import fitted
 from .keep import Keep
-from .leaves import copy_to_host, crc_of, info_of, is_intact
+from .leaves import crc_of, info_of, is_intact, set_aside
 from .pack import as_arrays, as_extra, as_numbers, canonical, pack, unpack
 from .paths import below, is_in, key_of, renamed
 from .shelf import Shelf
@@ -47,9 +47,10 @@ class Checkpointer:
 
     Of several processes all have to save, into a directory that all of them see: each writes its own parts of
     what is split over them, and `save` returns when everything is written. In one process,
-    `save` copies the state to the host and returns; the rest happens in a thread, one save at a time. If
-    that fails, the next call of any method raises it; a new `save` then starts afresh. Use the checkpointer
-    in a `with` block (or call `close`), so that the end of the block is the end of the last save.
+    `save` copies the state (to the host; on an accelerator with room for it, there, so that the next steps need
+    not wait) and returns; the rest happens in a thread, one save at a time. If that fails, the next call of any
+    method raises it; a new `save` then starts afresh. Use the checkpointer in a `with` block (or call `close`), so
+    that the end of the block is the end of the last save.
 
     Args:
       directory: a local or mounted directory, made by the first `save`.
@@ -141,7 +142,7 @@ class Checkpointer:
             self._save_together(step, arrays, body)
             return
         self.prepare()
-        host = copy_to_host(arrays)
+        host = set_aside(arrays)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="fntrain-checkpoint")
             _finish_at_exit(self)
@@ -341,9 +342,14 @@ class Checkpointer:
         sharding.meet()  # what is deleted is gone before anybody looks
 
     def _write(
-        self, step: int, host: dict[str, np.ndarray], arrays: Mapping[str, Any], body: dict[str, Any]
+        self,
+        step: int,
+        copies: Callable[[], dict[str, np.ndarray]],
+        arrays: Mapping[str, Any],
+        body: dict[str, Any],
     ) -> None:
         """In the background: commit one step, then delete what `keep` lets go."""
+        host = copies()
         body["arrays"] = {path: info_of(path, x, arrays[path]) for path, x in host.items()}
         body["finite"] = parts.are_finite(_params(host))
         self._commit(step, host, body)

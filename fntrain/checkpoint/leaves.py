@@ -1,7 +1,7 @@
 """One array on its way to disk and back: its kind, its digest, its copy on the host, its place on a device."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from .._core.errors import (
     ConsumedStateError,
 )
 from .._core.typing import Params
+from ..step import programs
 from . import parts
 
 
@@ -65,6 +66,42 @@ def copy_to_host(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
         native = host.dtype.newbyteorder("=")
         out[path] = np.array(host, native, copy=True, order="C") if shared else host
     return out
+
+
+def set_aside(arrays: Mapping[str, Any]) -> Callable[[], dict[str, np.ndarray]]:
+    """What gives `copy_to_host` of the arrays as they are now, in any thread, whatever becomes of them.
+
+    On an accelerator with room for it that is a second copy there, for which nothing waits: the transfer goes on while
+    the next steps run. All else is copied to the host at once.
+    """
+    words = {path: jax.random.key_data(x) if _is_key(x) else x for path, x in arrays.items()}
+    there = {path: x for path, x in words.items() if isinstance(x, jax.Array) and not sharding.on_host(x)}
+    if not there or not _has_room(there):
+        there = {}
+    here = copy_to_host({path: x for path, x in words.items() if path not in there})
+    copies = [programs.copied(there)]
+    for x in copies[0].values():
+        x.copy_to_host_async()
+
+    def on_host() -> dict[str, np.ndarray]:
+        there = copy_to_host(copies.pop())  # and the device has the room back
+        return {path: there[path] if path in there else here[path] for path in arrays}
+
+    return on_host
+
+
+def _has_room(arrays: Mapping[str, jax.Array]) -> bool:
+    """Whether a second copy fits beside the most that the arrays' devices have held so far."""
+    size: dict[Any, int] = {}
+    for x in arrays.values():
+        for part in x.addressable_shards:
+            size[part.device] = size.get(part.device, 0) + part.data.nbytes
+
+    def room(device: Any) -> int:
+        memory = device.memory_stats() or {}
+        return memory.get("bytes_limit", 0) - memory.get("peak_bytes_in_use", 0)
+
+    return all(size[device] <= room(device) for device in size)
 
 
 def info_of(path: str, host: Any, leaf: Any, split: list[Any] | None = None) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class Feed:
         self._waiting = nullcontext() if waiting is None else waiting
         # Whole batches of arrays, on one device: nothing is ever padded, unless at an epoch's end.
         self.whole: bool = isinstance(source, Arrays) and self.mesh is None
+        # How many are made ahead unless another number is asked for. On a CPU it works on what came before instead; and
+        # what others give is not read before it is due.
+        leaf = jax.tree.leaves(state)[0]  # NumPy's, where the state is
+        there = isinstance(leaf, jax.Array) and not sharding.on_host(leaf)
+        self.ahead: int = 2 if isinstance(source, Arrays) and there else 0
         self.ones: Callable[..., jax.Array] = functools.cache(_ones)
         self.weighed = source.has_tail or not self.whole
         with self._waiting:

@@ -123,7 +123,7 @@ def fit(
     steps_per_call: int | Literal["auto"] = "auto",
     log_every: int = 100,
     max_time: float | None = None,
-    prefetch: int = 0,
+    prefetch: int | None = None,
     donate: bool = False,
     microbatches: int | Literal["auto"] | None = None,
     rebuild: int = 256,
@@ -178,7 +178,8 @@ def fit(
       log_every: steps between fetches of running metrics (for `on_log` and the progress bar).
       max_time: seconds after which the run ends, at the edge of a step, and is saved.
       prefetch: batches made ahead in a thread of their own, for data that is slow to read; 0 makes each when it is
-        due, while the device still works on the one before. A generator loses what was read ahead of a run's end.
+        due, while the device still works on the one before. A generator loses what was read ahead of a run's end. None
+        is 2 on an accelerator where `data` is arrays or examples, and else 0.
       donate: hand the state over: its buffers are the run's from here on, and no copy is made. Else the state given
         stays usable, and while you keep it there are two.
       microbatches: how many parts a step cuts a batch into, in place of the task's own number; `"auto"` takes the

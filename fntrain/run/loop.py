@@ -227,8 +227,9 @@ class Loop:
         pieces = (self.resident or self.training).pieces(
             self.ctx.position, lambda done: self._room(start + done)
         )
-        if self.options.prefetch and self.resident is None:
-            pieces = Prefetcher(pieces, feed_lib.on_device, self.options.prefetch)
+        ahead = self.training.ahead if self.options.prefetch is None else self.options.prefetch
+        if ahead and self.resident is None:
+            pieces = Prefetcher(pieces, feed_lib.on_device, ahead)
         try:
             while True:
                 began = time.perf_counter()

@@ -35,7 +35,7 @@ class Options:
     steps_per_call: int | Literal["auto"]
     log_every: int
     max_time: float | None
-    prefetch: int
+    prefetch: int | None
     donate: bool
     microbatches: int | Literal["auto"] | None
     rebuild: int
@@ -68,7 +68,8 @@ class Options:
             check.flag("data_on_device", self.data_on_device)
         if self.max_time is not None:
             check.number("max_time", self.max_time, above=0)
-        check.integer("prefetch", self.prefetch, at_least=0)
+        if self.prefetch is not None:
+            check.integer("prefetch", self.prefetch, at_least=0)
         check.integer("batch_size", self.batch_size, at_least=1)
         check.integer("log_every", self.log_every, at_least=1)
         check.integer("rebuild", self.rebuild, at_least=0)

@@ -246,7 +246,7 @@ def loop(
     history.metrics.update(task.metrics)
     history.prefixes = _prefixes(feeds.validation)
     total = _steps(source, options)
-    step = int(members.first(state.step))
+    step = int(jax.device_get(members.first(state.step)))
     chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
     if run is not None:
         run.note(steps_per_call=chunk, parameters=tree.size(state.params), status="running")

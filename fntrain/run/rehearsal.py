@@ -150,7 +150,7 @@ def _saved(directory: Path, held: list[TrainState], metrics: Packed) -> dict[str
     """Save and restore the state, which is taken out of the list, so that there are never two."""
     state = held.pop()
     check_state(state)
-    step = int(members.first(state.step))
+    step = int(jax.device_get(members.first(state.step)))
     with Checkpointer(directory, Keep(latest=1, best=None)) as checkpointer:
         began = time.perf_counter()
         checkpointer.save(state, extra={"accumulators": dict(tree.items(programs.opened(metrics)))})
