@@ -117,6 +117,7 @@ def plots() -> None:
         terminal("text", ft.plots.text(result.history, width=92))
         os.chdir(folder)
         terminal("inspect", printed("inspect", "digits"))
+        terminal("runs", printed("runs", "."))
         tx = ft.chain(ft.clip_by_norm(1.0), ft.optimizers.adamw(1e-3, mask="kernel"))
         terminal("describe", str(ft.tools.describe(tx, prepared.state.params)), width=110)
         terminal("state", repr(result.state))

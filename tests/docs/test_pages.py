@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 import types
+import warnings
 from pathlib import Path
 
 import jax
@@ -53,7 +54,9 @@ def run(page, text):
             sys.modules[module.__name__] = module
             out = io.StringIO()
             try:
-                with contextlib.redirect_stdout(out):
+                with contextlib.redirect_stdout(out), warnings.catch_warnings():
+                    if kind in PEERS:  # what another library warns of is its own
+                        warnings.simplefilter("ignore")
                     exec(compile("\n" * line + code, page, "exec"), vars(module))
             except Exception as error:
                 pytest.fail(f"{page}: {traceback.format_exc(limit=-3)}{error}", pytrace=False)
@@ -76,6 +79,7 @@ PAGES = list(pages())
 @pytest.mark.parametrize("name", PAGES)
 def test_page(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")  # where it is installed; what it has by default is not
     # A reader's JAX is not set up as strictly as the tests'.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         run(name, (DOCS / name).read_text())
