@@ -15,7 +15,7 @@ def make(folder, model, data):
     assert sorted(path.name for path in folder.iterdir()) == [".gitignore", "test_train.py", "train.py"]
 
 
-@pytest.mark.parametrize(("model", "data"), [("plain", "arrays"), ("equinox", "iterable")], ids="-".join)
+@pytest.mark.parametrize(("model", "data"), [("plain", "arrays"), ("equinox", "iterable")])
 def test_its_test_passes(model, data, tmp_path, monkeypatch, capsys):
     make(tmp_path / "project", model, data)
     monkeypatch.syspath_prepend(tmp_path / "project")

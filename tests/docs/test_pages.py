@@ -88,7 +88,7 @@ def test_page(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("```python\nprint(1)\n```\n```text\n2\n```\n", "printed was\n1"),
+        ("```python\nprint(1)\n```\n```text\n2\n```\n", r"printed was\s+1"),
         ("```python\nx = 1\n```\n```python\ny\n```\n", "'y' is not defined"),
     ],
 )
