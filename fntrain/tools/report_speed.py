@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._core.errors import ConfigError, DataError
+from .._core.errors import CheckpointError, ConfigError, DataError
 from ..run.record import RunRecord
 from ..show.report.tables import bars, table
 from ..show.text import duration_text, is_number, number_text
@@ -85,12 +85,15 @@ def _parts(name: str, parts: Sequence[dict[str, Any]]) -> str:
 
 
 def diagnosis(name: str, record: RunRecord) -> str:
-    """What `tools.diagnose` finds, a paragraph each; that it finds nothing is said too."""
+    """What `tools.diagnose` finds in what the run wrote down, a paragraph each; that it finds nothing is said too."""
     try:
-        diagnose: Any = importlib.import_module("fntrain.tools.diagnose").diagnose
-        found = diagnose(record.path)
-    except (ImportError, ConfigError, DataError):  # what cannot be diagnosed is shown all the same
+        found: Any = importlib.import_module("fntrain.tools.causes").diagnose(record.path)
+    except (
+        ImportError,
+        ConfigError,
+        DataError,
+        CheckpointError,
+    ):  # what cannot be diagnosed is shown all the same
         return ""
-    findings = [str(finding) for finding in found]
-    body = "".join(f'<p class="finding">{html.escape(finding)}</p>' for finding in findings)
-    return f"<h3>{html.escape(name)}</h3>{body or '<p>Nothing was found.</p>'}"
+    body = "".join(f'<p class="finding">{html.escape(str(finding))}</p>' for finding in found)
+    return f"<h3>{html.escape(name)}</h3>{body or '<p>Nothing wrong was found.</p>'}"

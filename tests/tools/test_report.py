@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -132,6 +134,14 @@ def test_where_the_time_went_is_summed_over_the_parts(tmp_path):
     assert shares == {"step": "66.7", "compile": "16.7", "data": "8.3", "lost to kills": "8.3"}
     assert "<td>23</td>" in page  # examples a second: 8 rows, 34 steps in 12 s
     assert re.search(r"<td>killed</td><td>4</td>", page)
+
+
+def test_the_page_says_what_a_diagnosis_finds(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "one", rows_of())
+    for found, said in ((["flat: <1"], 'class="finding">flat: &lt;1<'), ([], "Nothing wrong was found")):
+        fake = types.SimpleNamespace(diagnose=lambda path, found=found: found)
+        monkeypatch.setitem(sys.modules, "fntrain.tools.causes", fake)
+        assert said in ft.tools.report([run])
 
 
 def test_a_gap_is_a_gap_and_a_lonely_value_a_dot():
