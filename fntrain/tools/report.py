@@ -21,7 +21,7 @@ from ..show.report.tables import matrix, table
 from ..show.schedule_text import schedules_in
 from ..show.text import best_index, is_number, number_text, reading_order
 from .compare import Comparison, compare, curves_of, names_of, read_all
-from .report_speed import speed
+from .report_speed import diagnosis, speed
 
 MOST_DOTS = 60  # of a curve with more rows, only what a line does not show is marked
 MOST_SAMPLES, MOST_BYTES = 24, 2_000_000  # of a run, and of one of them: the page holds them all
@@ -76,6 +76,7 @@ def _sections(records: list[RunRecord], compared: Comparison) -> list[tuple[str,
     each = list(zip(compared.names, records))
     return [
         ("Summary", table(["", *compared.names], [[n, *v] for n, v in compared.facts], caption="Summary")),
+        ("Diagnosis", "".join(diagnosis(name, record) for name, record in each)),
         (
             "Curves",
             _grid(_curves(records, lambda name: name not in SLIM)) or "<p>No epoch has ended yet.</p>",
@@ -235,7 +236,7 @@ def _matrices(each: list[tuple[str, RunRecord]]) -> list[str]:
                 matrix(
                     rows[-1][key],
                     name,
-                    f"{where}, after epoch {rows[-1].get('epoch')}; rows are true classes",
+                    f"{where}, after epoch {rows[-1].get('epoch')}; rows are true classes, columns predicted ones",
                 )
             )
     return made
