@@ -13,11 +13,9 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.lenient import Lenient
 from ..run.context import LoopContext
-from ..run.tracking import configuration, since
+from ..run.tracking import THROUGHPUT, configuration, since
 from ..show.text import is_end, is_number
 from ..step.task import COLUMNS
-
-_THROUGHPUT = ("examples_per_second", "mfu", "memory_bytes")
 
 
 class TensorBoardLogger:
@@ -153,7 +151,7 @@ class TensorBoardLogger:
 
     def _write_throughput(self, ctx: LoopContext, prefix: str) -> None:
         if ctx.throughput is not None:
-            measured = {name: getattr(ctx.throughput, name) for name in _THROUGHPUT}
+            measured = {name: getattr(ctx.throughput, name) for name in THROUGHPUT}
             self._write(measured, f"{prefix}throughput/", ctx.throughput.step)
 
     def _write(self, logs: Mapping[str, Any], prefix: str, step: int) -> None:

@@ -18,6 +18,9 @@ from .context import LoopContext
 from .history import UNFINISHED
 from .identity import in_words
 
+THROUGHPUT = ("examples_per_second", "mfu", "memory_bytes")
+"""What is sent of a run's throughput, under `throughput/`."""
+
 NOTES = "trackers.json"
 """The file of a run directory in which trackers write what they need to go on with it."""
 
@@ -59,7 +62,8 @@ class Tracking:
     def on_log(self, ctx: LoopContext) -> None:
         """Take the running means, and send what nothing lower can follow."""
         step = int(ctx.logs.get("step", ctx.step))
-        self._take(step, {f"running/{name}": x for name, x in ctx.logs.items() if name not in COLUMNS})
+        row = {**ctx.logs, **_throughput(ctx)}
+        self._take(step, {f"running/{name}": x for name, x in row.items() if name not in COLUMNS})
         self._send(min(step, ctx.step - 1))  # at this very step an epoch may end
 
     def on_validation_end(self, ctx: LoopContext) -> None:
@@ -69,7 +73,7 @@ class Tracking:
 
     def on_epoch_end(self, ctx: LoopContext) -> None:
         """Send the epoch's row."""
-        self._take(ctx.step, {**ctx.logs, **ctx.histograms, **ctx.samples})
+        self._take(ctx.step, {**ctx.logs, **_throughput(ctx), **ctx.histograms, **ctx.samples})
         self._send(ctx.step)
 
     def on_fit_end(self, ctx: LoopContext) -> None:
@@ -127,6 +131,14 @@ def numbers_of(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif is_number(x):
             found[prefix + name] = float(x)
     return found
+
+
+def _throughput(ctx: LoopContext) -> dict[str, Any]:
+    """How fast the steps were, which no row has, as it is another each time."""
+    if ctx.throughput is None:
+        return {}
+    measured = {name: getattr(ctx.throughput, name) for name in THROUGHPUT}
+    return {"throughput": {name: x for name, x in measured.items() if x is not None}}
 
 
 def noted(run_dir: Path | None, tracker: str) -> dict[str, Any]:

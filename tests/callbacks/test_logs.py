@@ -129,7 +129,7 @@ def test_tensorboard_reads_back_the_same_scalars(tmp_path):
     assert found.pop("nested/b") == [(6, 2.0), (12, 2.0), (18, 2.0)]
     # Running means, at the steps they were measured at, which is before they were fetched.
     assert [step for step, _ in found["running/loss"]] == list(range(2, 19, 2))
-    assert {name.split("/")[0] for name in found} == {"running", "grad_norm_max", "clip_factor"}
+    assert {name.split("/")[0] for name in found} == {"running", "throughput", "grad_norm_max", "clip_factor"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -78,6 +78,7 @@ def test_a_tracker_of_ones_own_is_given_each_step_once(tmp_path):
     assert "running/loss" in rows[2]
     assert all(name.startswith("running/") for name in rows[2])
     assert rows[6]["loss"] == history[6]["loss"]
+    assert rows[12]["throughput"]["examples_per_second"] > 0  # of the second epoch; the first one compiles
     assert rows[6]["running/loss"] == pytest.approx(history[6]["loss"], rel=1e-6)
     assert tracker.status == ["done"]
     assert tracker.values == json.loads((tmp_path / "run" / "config.json").read_text()) | {
