@@ -39,7 +39,7 @@ class MLflow:
     A Tracker (`fntrain.protocols.Tracker`): `config`, `log` and `close` may be called by hand as well.
 
     Args:
-      uri: of the store: `sqlite:///FILE`, a server, or a directory (which MLflow takes only with
+      uri: of the store: `sqlite:///FILE` (artifacts come into `mlartifacts` beside it), a server, or a directory (which MLflow takes only with
         `MLFLOW_ALLOW_FILE_STORE=true` in the environment); None is what MLflow itself is set to.
       experiment: the experiment's name; made if need be.
       name: the run's name; None is that of its directory, or MLflow's choice.
@@ -101,7 +101,7 @@ class MLflow:
         known = {}
         if self.run_id is None:
             found = self._client.get_experiment_by_name(self.experiment)
-            where = found.experiment_id if found else self._client.create_experiment(self.experiment)
+            where = found.experiment_id if found else self._made()
             name = self.name or (self._run_dir.name if self._run_dir else None)
             self.run_id = self._client.create_run(where, run_name=name, tags=self.tags).info.run_id
             note(self._run_dir, "mlflow", run_id=self.run_id)
@@ -110,6 +110,16 @@ class MLflow:
         flat = {_key(path): str(value)[:_LONGEST] for path, value in _leaves(values)}
         self._write(params=[Param(key, value) for key, value in flat.items() if key not in known])
         self._client.log_dict(self.run_id, _jsonable(values), "config.json")
+
+    def _made(self) -> str:
+        """A new experiment; the artifacts of one in a file go beside it, as MLflow would put them where Python runs."""
+        _, local, file = self._client.tracking_uri.partition("sqlite:///")
+        beside = (
+            Path(file).resolve().parent / "mlartifacts" / _key(self.experiment) if local and file else None
+        )
+        return self._client.create_experiment(
+            self.experiment, artifact_location=None if beside is None else str(beside)
+        )
 
     def log(self, row: Mapping[str, Any], step: int, /) -> None:
         """Write the numbers of a row, and its samples as artifacts."""

@@ -20,7 +20,7 @@ def speed(each: Sequence[tuple[str, RunRecord]]) -> str:
     made = table(head, rows, caption="Throughput") if rows else ""
     for name, record in each:
         known = [part for part in record.config.get("parts") or () if isinstance(part, dict)]
-        made += _time(name, known) + _parts(name, known)
+        made += _time(name, known) + _parts(name, known, record.status)
     if not made:
         said = "No times were kept: <code>callbacks.ResourceMonitor()</code> adds them to each epoch."
         return f'<p class="quiet">{said}</p>'
@@ -65,7 +65,7 @@ def _time(name: str, parts: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _parts(name: str, parts: Sequence[dict[str, Any]]) -> str:
+def _parts(name: str, parts: Sequence[dict[str, Any]], status: str) -> str:
     """From which step to which each went, and how it ended."""
     if not parts:
         return ""
@@ -75,7 +75,7 @@ def _parts(name: str, parts: Sequence[dict[str, Any]]) -> str:
             str(part.get("started", "")),
             str(part.get("from", "")),
             str(part.get("to", "")),
-            str(part.get("ended", "still going on")),
+            str(part.get("ended", status)),
             str(part.get("lost_steps", "")),
         ]
         for i, part in enumerate(parts, 1)

@@ -150,6 +150,14 @@ def killed_and_resumed(make, tmp_path):
     return result
 
 
+def test_a_tracker_that_does_not_say_what_it_holds_is_sent_steps_twice(tmp_path):
+    tracker = Recorder()  # what the tests of the others must not find
+    killed_and_resumed(lambda: tracker, tmp_path)
+    steps = [step for step, _ in tracker.rows]
+    assert [step for step in steps if steps.count(step) > 1] == [14, 14]
+    assert tracker.status == ["failed", "done"]
+
+
 # --- MLflow ----------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +196,7 @@ def test_mlflow_reads_back_a_run_that_was_killed_and_resumed(store, tmp_path, ml
     assert "sgd(learning_rate=0.1)" in run.data.params["task.tx"]
     there = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert there == {"config.json", "checkpoints"}
+    assert not (tmp_path / "mlruns").exists()  # nothing where Python happens to run
     (newest,) = client.list_artifacts(run.info.run_id, "checkpoints")
     state = ft.init_state(TASK, {"w": np.float32(0)})
     copied = client.download_artifacts(run.info.run_id, "checkpoints", str(tmp_path / "copy"))

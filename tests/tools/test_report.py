@@ -13,6 +13,7 @@ import pytest
 
 import fntrain as ft
 from fntrain import cli
+from fntrain.run.lock import RunLock
 from fntrain.run.writers import JSONLWriter
 from fntrain.show.report.chart import MOST_POINTS, Series, chart
 from fntrain.show.report.png import png
@@ -221,6 +222,14 @@ def test_a_run_that_has_nothing_yet_has_a_page(tmp_path, rows, said):
     page = ft.tools.report([write_run(tmp_path / "new", rows, status="running")])
     assert said in page
     assert "killed" in page  # it says it is running, and nobody holds it
+
+
+def test_a_run_that_says_it_runs_does_so_while_somebody_holds_it(tmp_path):
+    run = write_run(tmp_path / "one", rows_of(), status="running")
+    lock = RunLock(run)
+    assert ft.tools.read_run(run).status == "running"
+    lock.release()
+    assert ft.tools.read_run(run).status == "killed"
 
 
 def test_mistakes_are_named(tmp_path):
