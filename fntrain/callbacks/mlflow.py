@@ -39,8 +39,8 @@ class MLflow:
     A Tracker (`fntrain.protocols.Tracker`): `config`, `log` and `close` may be called by hand as well.
 
     Args:
-      uri: of the store: `sqlite:///FILE` (artifacts come into `mlartifacts` beside it), a server, or a directory (which MLflow takes only with
-        `MLFLOW_ALLOW_FILE_STORE=true` in the environment); None is what MLflow itself is set to.
+      uri: of the store: `sqlite:///FILE` (artifacts come into `mlartifacts` beside it), a server, or a directory (which
+        MLflow takes only with `MLFLOW_ALLOW_FILE_STORE=true` in the environment); None is what MLflow itself is set to.
       experiment: the experiment's name; made if need be.
       name: the run's name; None is that of its directory, or MLflow's choice.
       tags: more to write at the run, text by name.
@@ -114,12 +114,10 @@ class MLflow:
     def _made(self) -> str:
         """A new experiment; the artifacts of one in a file go beside it, as MLflow would put them where Python runs."""
         _, local, file = self._client.tracking_uri.partition("sqlite:///")
-        beside = (
-            Path(file).resolve().parent / "mlartifacts" / _key(self.experiment) if local and file else None
-        )
-        return self._client.create_experiment(
-            self.experiment, artifact_location=None if beside is None else str(beside)
-        )
+        beside = None
+        if local and file:
+            beside = str(Path(file).resolve().parent / "mlartifacts" / _key(self.experiment))
+        return self._client.create_experiment(self.experiment, artifact_location=beside)
 
     def log(self, row: Mapping[str, Any], step: int, /) -> None:
         """Write the numbers of a row, and its samples as artifacts."""
