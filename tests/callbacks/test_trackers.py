@@ -267,7 +267,7 @@ def history_of(path):
 def test_wandb_offline_is_read_back_from_disk(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.chdir(tmp_path)
-    result = killed_and_resumed(lambda: WandB(tmp_path / "wb", project="digits"), tmp_path)
+    result = killed_and_resumed(lambda: WandB(tmp_path / "wb", project="digits", checkpoints=True), tmp_path)
     files = sorted(map(tmp_path.__class__, glob.glob(str(tmp_path / "wb/wandb/offline-run-*/run-*.wandb"))))
     assert len(files) == 2
     assert len({path.name for path in files}) == 1  # one id
@@ -282,6 +282,8 @@ def test_wandb_offline_is_read_back_from_disk(tmp_path, monkeypatch):
     (config,) = (r.run.config for r in records(files[0]) if r.WhichOneof("record_type") == "run")
     known = {item.key: json.loads(item.value_json) for item in config.update}
     assert known["identity"]["batch_size"] == 2
+    kept = [r.artifact for r in records(files[1]) if r.WhichOneof("record_type") == "artifact"]
+    assert [artifact.name.rpartition("-")[2] for artifact in kept] == ["24"]
 
 
 def test_mistakes_are_named(tmp_path, monkeypatch):
