@@ -1,7 +1,7 @@
 """What it costs to be watched: `python -m benchmarks.trackers [--rounds N]`.
 
-Whole fits of 300 steps of about 3 ms, logged every 100 steps, with nobody who watches and with each tracker; a tracker's run
-is begun and ended in each fit, and timed with it. Beside that, what one log takes of the loop's own thread.
+Whole fits of 300 steps of about 3 ms, logged every 100 steps, with nobody who watches and with each tracker; a
+tracker's run is begun and ended in each fit, and timed with it. Beside that, what one log takes of the loop's thread.
 """
 
 import argparse
