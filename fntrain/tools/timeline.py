@@ -15,7 +15,7 @@ from .._core import check
 from .._core.errors import ConfigError
 from ..step.gradients import FORWARD, METRICS, OPTIMIZER
 
-PARTS = ("forward", "backward", "optimizer", "metrics")
+PARTS: tuple[str, ...] = ("forward", "backward", "optimizer", "metrics")
 
 
 @contextmanager
