@@ -2,7 +2,7 @@
 
 The parts are `width`, `free`, `prodigy`, `matrices` and `flat`; without one all are run, in a quarter of an hour on two
 busy cores. A grid of rates and seeds is one population, but in `matrices`. There, and in `free`, rates are chosen by
-other seeds than those they are then held to. What is given is the median of the seeds, and from the least to the largest.
+other seeds than those they are then held to. What is given is the median of the seeds, and from the least to the most.
 """
 
 import argparse
