@@ -27,6 +27,7 @@ from ..step.state import TrainState
 from .history import UNFINISHED, History
 from .identity import check_identity, check_versions, versions
 from .lock import RunLock
+from .parts import Parts
 from .writers import CSVWriter, JSONLWriter
 
 _LOG = logging.getLogger("fntrain")
@@ -136,6 +137,8 @@ class RunDirectory:
         # What others have added there (a program's own options) stays.
         task = {"task": self._task} if self._task else {}
         self.config: dict[str, Any] = {**document, **config, **task, "identity": self.identity}
+        saved = None if self.extra is None else self.extra.get("part", {})
+        self.parts: Parts = Parts(self.path, document.get("parts", []), saved, latest or 0 if resume else 0)
         self.note_changes(self._changes)
         self.writers: list[tuple[Any, Lenient]] = []
         self._rows: list[dict[str, Any]] = []
@@ -249,6 +252,7 @@ class RunDirectory:
             "callbacks": callbacks,
             "data_state": data_state,
             "steps_per_call": self.config.get("steps_per_call"),
+            "part": self.parts.mark,
         }
         ranked = {k: v for k, v in (measured or {}).items() if isinstance(v, int | float) and k != UNFINISHED}
         self.checkpointer.save(state, step=step, metrics=ranked, extra=extra, overwrite=True)
@@ -286,6 +290,7 @@ class RunDirectory:
                     writer.close()
             self.checkpointer.__exit__(*exception)
         finally:
+            self.parts.close()
             self._unlock()
 
 

@@ -20,6 +20,7 @@ from ..step.state import TrainState, check_state
 from ..step.task import Task
 from . import prepare
 from .best import Best, Kept, kept
+from .goodput import Goodput, Meter, goodput_of
 from .history import History
 from .options import Options
 from .rehearsal import Rehearsal, rehearse as rehearse_run
@@ -49,6 +50,8 @@ class FitResult(tuple[TrainState, History]):
         `"stopped"` or `"interrupted"`.
       throughput: how fast the last epoch was: `examples_per_second`, `mfu`, `memory_bytes`, …; None if not measured.
       rehearsal: what was rehearsed before, and the time and memory that it took, or None.
+      goodput: where the time went, over all resumes.
+      recompiled: why a step was compiled again, a line each.
     """
 
     state: TrainState
@@ -64,6 +67,8 @@ class FitResult(tuple[TrainState, History]):
     diverged: bool = False
     rehearsal: Rehearsal | None = None
     throughput: Throughput | None = None
+    goodput: Goodput | None = None
+    recompiled: list[str] = dataclasses.field(default_factory=list)
     _kept: Kept | None = None
 
     def __new__(cls, state: TrainState, history: History, *_: Any, **__: Any) -> "FitResult":
@@ -130,6 +135,7 @@ def fit(
     keep_best: bool | str | tuple[str, str] | None = None,
     rehearse: bool = False,
     data_on_device: bool | Literal["auto"] = "auto",
+    recompile: Literal["warn", "raise", "ignore"] = "warn",
     train_step: Callable[..., Any] | None = None,
     eval_step: Callable[..., Any] | None = None,
     progress: bool = True,
@@ -198,6 +204,9 @@ def fit(
         order is the same, and so are the results. On a mesh every device holds all of it. True does so, and refuses
         what is no array in memory; False never does; `"auto"` does so on one accelerator, if it fits a quarter of the
         memory that is free there. What is changed in the arrays during the run is then not seen.
+      recompile: what to do when a step of the run is compiled a second time, for which a callback that has put other
+        arrays into the state is the usual reason: `"warn"` of it, `"raise"`, or `"ignore"`. It names the leaf of the
+        state or the batch that is another than before, from what to what.
       train_step: a function in the place of `fntrain.train_step`, `(task, state, batch, weight) -> (state, metrics)`;
         it may call that one, and change what goes in or comes out. It is traced into the compiled step, so it has to
         be pure; chunks are scans over it. The state's `step` and `key` stay the loop's. No bad step is kept as a
@@ -232,7 +241,7 @@ def fit(
       >>> round(float(state.params["w"]), 3), len(history["loss"])
       (2.99, 20)
     """
-    state = taken(state)
+    meter, state = Meter(), taken(state)
     options = Options(
         epochs=epochs,
         steps=steps,
@@ -257,6 +266,7 @@ def fit(
         keep_best=keep_best,
         rehearse=rehearse,
         data_on_device=data_on_device,
+        recompile=recompile,
         train_step=train_step,
         eval_step=eval_step,
         progress=progress,
@@ -273,7 +283,7 @@ def fit(
     # Signals from here on: an exception raised in the middle of a compilation can take the interpreter down.
     saved = "" if run_dir is None else f", and is saved in {run_dir}"
     said = f"the run ends at the next step's edge{saved}; a second signal ends it at once, unsaved"
-    with Signals(said) as signals:
+    with meter, Signals(said) as signals:
         try:
             feeds = prepare.feeds(task, own[0], data, options, signals)
         except Interrupted:  # before the first batch has come
@@ -288,7 +298,7 @@ def fit(
                 if jax.process_index() == 0:
                     print(rehearsal)
             with prepare.directory(task, feeds, options) as run:
-                loop = prepare.loop(task, own, feeds, run, options, signals, given)
+                loop = prepare.loop(task, own, feeds, run, options, signals, given, meter)
                 interrupted = loop.run_all()
                 result = FitResult(
                     loop.ctx.state,
@@ -304,6 +314,8 @@ def fit(
                     loop.ctx.diverged,
                     rehearsal,
                     loop.ctx.throughput,
+                    goodput_of([{"seconds": meter.seconds}] if run is None else run.parts.all),
+                    loop.forms.found,
                     kept(loop.best, options.listeners, run, loop.ctx.history),
                 )
     if signals.received not in (None, signal.SIGINT):

@@ -35,6 +35,8 @@ from .context import LoopContext
 from .directory import RunDirectory
 from .epoch import fetched, updates_of
 from .events import CallbackList
+from .forms import Forms
+from .goodput import CALLBACKS, CHECKPOINT, DATA, STEP, VALIDATION, Meter
 from .history import UNFINISHED, History, plain, plain_rows
 from .options import Options
 from .rescue import Rescue, gone_back, has_finite_params
@@ -58,6 +60,8 @@ class Loop:
     metrics: Packed  # of the epoch so far, on the device
     ctx: LoopContext
     speed: Speed
+    meter: Meter
+    forms: Forms
     over: bool = False  # whether the epoch that `ctx` speaks of has ended
     late: Any = None  # what the next log boundary will read
     saved_step: int | None = None
@@ -82,7 +86,7 @@ class Loop:
         self.saved_step = ctx.step if ctx.resumed else None
         self._next_save()
         try:
-            self.callbacks.call("on_fit_begin", ctx)
+            self._call("on_fit_begin")
             if self.run is not None and self.run.extra is not None:
                 others = "callbacks" in self.options.override
                 self.run.note_changes(self.callbacks.restore(self.run.extra.get("callbacks", []), others))
@@ -108,13 +112,18 @@ class Loop:
             self._note_unfinished()
             ctx.diverged = self._has_diverged()
             ctx.status = self._status(interrupted)
-            if self.run is not None:
-                self.run.note(status=ctx.status)
-            self.callbacks.call("on_fit_end", ctx)
+            self._end(ctx.status)
+            self._call("on_fit_end")
         except BaseException as error:
-            self.callbacks.close(error)
+            self._failed(error)
             raise
         return interrupted
+
+    def _call(self, event: str) -> None:
+        """Call those who listen to an event, on their time."""
+        was = self.meter.to(CALLBACKS)
+        self.callbacks.call(event, self.ctx)
+        self.meter.to(was)
 
     @property
     def position(self) -> Position:
@@ -150,6 +159,21 @@ class Loop:
             return "interrupted"
         return "done" if self.ctx.stop_reason is None else "stopped"
 
+    def _end(self, status: str, error: BaseException | None = None) -> None:
+        """Write down how this part of the run ended."""
+        if self.run is not None:
+            self.run.parts.end(status, error, self.signals.received, self.ctx.stop_reason, self.forms.found)
+            self.run.note(status=status, parts=self.run.parts.all)
+
+    def _failed(self, error: BaseException) -> None:
+        """End after an error as after an interrupt, as far as that goes; what matters is the error."""
+        try:
+            self._note_unfinished()
+            self._end("failed", error)
+        except Exception as failure:
+            error.add_note(f"besides, the run's end could not be written down: {failure}")
+        self.callbacks.close(error)
+
     def _interrupted(self) -> bool:
         return self.signals.received is not None
 
@@ -164,7 +188,7 @@ class Loop:
         self.late = self.window = None
         # The first dispatch of all may compile: then the epoch's throughput counts from behind it.
         self.began = self.speed.mark(ctx.step) if ctx.step > ctx.resumed_step else None
-        self.callbacks.call("on_epoch_begin", ctx)
+        self._call("on_epoch_begin")
         if ctx.stop_reason is not None:
             return
         if self._owes_validation():
@@ -211,15 +235,10 @@ class Loop:
     def _owes_validation(self) -> bool:
         """Whether a run that was to end at this step, inside an epoch, goes on from where a validation was due."""
         ctx, every = self.ctx, self.options.validation_every
-        begins = (
-            ctx.resumed and ctx.step == ctx.resumed_step and ctx.epoch_step not in (0, ctx.steps_per_epoch)
-        )
-        return (
-            begins
-            and every is not None
-            and ctx.step % every == 0
-            and ctx.history.last.get("step") != ctx.step
-        )
+        if every is None or not ctx.resumed or ctx.step != ctx.resumed_step:
+            return False
+        inside = ctx.epoch_step not in (0, ctx.steps_per_epoch)
+        return inside and ctx.step % every == 0 and ctx.history.last.get("step") != ctx.step
 
     def _pieces(self) -> Iterator[Piece]:
         """The epoch's pieces from the position on, made ahead if that was asked for."""
@@ -232,13 +251,14 @@ class Loop:
             pieces = Prefetcher(pieces, feed_lib.on_device, ahead)
         try:
             while True:
-                began = time.perf_counter()
+                self.meter.to(DATA)
                 if isinstance(pieces, Prefetcher):
                     with self.signals.waiting:
                         piece = next(pieces, None)
                 else:  # it makes the batch, and says itself where it waits
                     piece = next(pieces, None)
-                self.ctx.data_seconds = (self.ctx.data_seconds or 0.0) + time.perf_counter() - began
+                self.meter.to(STEP)
+                self.ctx.data_seconds = self.meter.cells[DATA]
                 if piece is None:
                     return
                 yield piece
@@ -255,6 +275,7 @@ class Loop:
 
     def _dispatch(self, piece: Piece) -> None:
         ctx, log_every = self.ctx, self.options.log_every
+        before, compiled = (ctx.state, self.metrics), self.meter.compiles
         ctx.state, self.metrics, values = feed_lib.train(
             ctx.task, ctx.state, self.metrics, piece, log_every if self.logs else 0
         )
@@ -262,11 +283,15 @@ class Loop:
         ctx.step += piece.steps
         ctx.epoch_step += piece.steps
         self.began = self.began or self.speed.mark(ctx.step)
+        self.meter.cells[-1] = ctx.step
+        if piece.steps not in self.forms or self.meter.compiles != compiled:
+            self.forms.compiled(*before, piece, ctx.step)
         ctx.last_batch = None
         if self.callbacks.wants_batch:
             seen = piece if self.resident is None else self.resident.opened(piece)
             ctx.last_batch = seen.batch, seen.weight, seen.stacked
-        self.callbacks.call("on_step_end", ctx)
+        if self.callbacks.listens("on_step_end"):
+            self._call("on_step_end")
         if self.logs:
             first = ctx.step - piece.steps + 1 if values is not None else ctx.step
             due = [step for step in range(first, ctx.step + 1) if step % log_every == 0]
@@ -289,7 +314,7 @@ class Loop:
         for step in due:
             self.ctx.logs = {"step": step, **rows[step - first]}
             self.rescue.watch(self.ctx.logs, self.ctx.state, step - 1)
-            self.callbacks.call("on_log", self.ctx)
+            self._call("on_log")
             self._roll_back_if_due()
 
     def _roll_back_if_due(self) -> bool:
@@ -316,13 +341,14 @@ class Loop:
         """A validation in the middle of an epoch: the loop waits for it."""
         ctx = self.ctx
         assert self.validation is not None
-        started = self.validation.started(ctx.task, ctx.state, self._interrupted)
-        if started is None:
-            return
-        columns, self.window = measured(started), None
+        with self.meter.during(VALIDATION, after=ctx.state):
+            started = self.validation.started(ctx.task, ctx.state, self._interrupted)
+            if started is None:
+                return
+            columns, self.window = measured(started), None
         ctx.logs, ctx.validated = {**self._row_inside(), **columns}, frozenset(columns)
         before = members.count(ctx.state)
-        self.callbacks.call("on_validation_end", ctx)
+        self._call("on_validation_end")
         seen = self.best is not None and self.best.watched.column in columns
         ctx.validated = frozenset()
         self._regroup(before)
@@ -354,7 +380,8 @@ class Loop:
         """The logs as a row of the history and of the files."""
         self.ctx.history.append(self.ctx.logs)
         if self.run is not None:
-            self.run.write(self.ctx.logs)
+            with self.meter.during(CHECKPOINT):
+                self.run.write(self.ctx.logs)
 
     def _note_unfinished(self) -> None:
         """If the run has stopped inside an epoch, a row that says so, which the last save before it does not know."""
@@ -368,7 +395,8 @@ class Loop:
         values = programs.reported(ctx.task, self.metrics)
         validation = None
         if self.validation is not None:
-            validation = self.validation.started(ctx.task, ctx.state, self._interrupted)
+            with self.meter.during(VALIDATION, after=ctx.state):
+                validation = self.validation.started(ctx.task, ctx.state, self._interrupted)
             if validation is None:
                 return  # an epoch without its validation has not ended; a resumed run does that first
         values = fetched(values)  # the epoch's edge: the loop waits here
@@ -378,7 +406,8 @@ class Loop:
         ctx.throughput = done
         row = {**self._head(), **plain(values)}
         if validation is not None:
-            row.update(measured(validation))
+            with self.meter.during(VALIDATION):
+                row.update(measured(validation))
         ctx.logs = row
         self.rescue.watch(row, ctx.state, ctx.step - 1)
         if ctx.last_batch is not None:
@@ -386,8 +415,8 @@ class Loop:
         self.resume_point = ctx.state, self.callbacks.state()
         before = members.count(ctx.state)
         if validation is not None:
-            self.callbacks.call("on_validation_end", ctx)
-        self.callbacks.call("on_epoch_end", ctx)
+            self._call("on_validation_end")
+        self._call("on_epoch_end")
         self._regroup(before)
         self._measured(True)
         if whole:
@@ -431,7 +460,8 @@ class Loop:
         data_state = source.state(self.position) if hasattr(source, "state") else None
         measured = ctx.history.last if ctx.history.last.get("step") == ctx.step else None
         assert self.run is not None
-        self.run.save(state, ctx.step, accumulators, self.position, done, callbacks, data_state, measured)
+        with self.meter.during(CHECKPOINT, after=ctx.state):
+            self.run.save(state, ctx.step, accumulators, self.position, done, callbacks, data_state, measured)
         self.saved_step, self.window = ctx.step, None
         ctx.save_requested = False
         self._next_save()

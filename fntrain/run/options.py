@@ -44,6 +44,7 @@ class Options:
     keep_best: bool | str | tuple[str, str] | None
     rehearse: bool
     data_on_device: bool | Literal["auto"]
+    recompile: Literal["warn", "raise", "ignore"]
     train_step: Callable[..., Any] | None
     eval_step: Callable[..., Any] | None
     listeners: CallbackList = dataclasses.field(init=False)  # the callbacks, each looked at
@@ -80,6 +81,7 @@ class Options:
         if self.validation_every is not None and self.validation_data is None:
             raise ConfigError("`validation_every` needs `validation_data`")
         check.one_of("evaluate_at", self.evaluate_at, ("params", "averaged", "both"))
+        check.one_of("recompile", self.recompile, ("warn", "raise", "ignore"))
         if self.evaluate_at != "params" and self.validation_data is None:
             raise ConfigError("`evaluate_at` is for `validation_data`, and there is none")
         if self.run_dir is None and (self.resume or self.checkpoint_every is not None):

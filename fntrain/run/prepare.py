@@ -38,6 +38,8 @@ from .best import BestState
 from .context import LoopContext
 from .directory import RunDirectory
 from .events import CallbackList
+from .forms import Forms
+from .goodput import Meter
 from .history import History, direction, plain
 from .identity import identity_of, in_words
 from .loop import Loop
@@ -218,6 +220,7 @@ def loop(
     options: Options,
     signals: Signals,
     given: "weakref.ref[TrainState]",
+    meter: Meter,
 ) -> Loop:
     """The loop, where it begins: at the first step, or where the run in the directory stands.
 
@@ -229,6 +232,7 @@ def loop(
       options: what `fit` was asked for.
       signals: what may end the run.
       given: the state the caller gave, as long as the caller keeps it.
+      meter: where the time goes.
     """
     training = feeds.training
     source = training.source
@@ -249,7 +253,10 @@ def loop(
     step = int(jax.device_get(members.first(state.step)))
     chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
     if run is not None:
-        run.note(steps_per_call=chunk, parameters=tree.size(state.params), status="running")
+        if jax.process_index() == 0:
+            run.parts.begin(meter)
+        more = dict(status="running", parts=run.parts.all)
+        run.note(steps_per_call=chunk, parameters=tree.size(state.params), **more)
         if run.extra is not None:
             _resume_data(source, run.extra.get("data_state"), position)
     if options.verbose and jax.process_index() == 0:
@@ -299,6 +306,8 @@ def loop(
         metrics,
         ctx,
         speed_of(task, state, training.form, training.rows),
+        meter,
+        Forms(options.recompile),
         best=best,
         resident=resident(training, state, options.data_on_device),
     )

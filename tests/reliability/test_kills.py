@@ -12,6 +12,7 @@ import pytest
 import fntrain as ft
 from fntrain.checkpoint.checkpointer import Checkpointer
 from fntrain.checkpoint.keep import Keep
+from fntrain.run.goodput import goodput_of
 
 KINDS = ("arrays", "function", "grain")
 
@@ -49,10 +50,22 @@ def assert_is_the_run(folder, straight):
     assert all(name.partition(".v")[0].isdigit() for name in left), left
 
 
+def assert_every_step_is_accounted_for(folder):
+    """What was taken is what counts and what was lost to kills; how many steps that were."""
+    parts = json.loads((folder / "run" / "config.json").read_text())["parts"]
+    assert [part["ended"] for part in parts[:-1]] == ["killed"] * (len(parts) - 1)
+    lost = sum(part.get("lost_steps", 0) for part in parts)
+    taken = sum(part["to"] - part["from"] for part in parts)
+    assert taken == json.loads((folder / "result").read_text())["step"] + lost
+    goodput = goodput_of(parts)
+    assert (goodput.lost_steps, goodput.lost > 0) == (lost, lost > 0)
+    return lost
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.reliability)])
 def test_r1_killed_and_resumed_is_bitwise_the_run(kills, server, straight, tmp_path, record):
     rng = random.Random(kills)
-    landed = runs = starts = 0
+    landed = runs = starts = lost = 0
     by_kind = dict.fromkeys(KINDS, 0)
     while landed < kills:
         kind = KINDS[runs % len(KINDS)]
@@ -81,9 +94,18 @@ def test_r1_killed_and_resumed_is_bitwise_the_run(kills, server, straight, tmp_p
             landed += 1
             by_kind[kind] += 1
         assert_is_the_run(folder, reference)
+        lost += assert_every_step_is_accounted_for(folder)
         shutil.rmtree(folder)
         runs += 1
-    record("R1", kills=landed, runs=runs, resumes=starts - runs, bitwise_equal=runs, kills_by_source=by_kind)
+    record(
+        "R1",
+        kills=landed,
+        runs=runs,
+        resumes=starts - runs,
+        bitwise_equal=runs,
+        steps_lost=lost,
+        kills_by_source=by_kind,
+    )
 
 
 def values(state):
