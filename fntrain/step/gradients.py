@@ -50,6 +50,9 @@ class Partial(NamedTuple):
     weight: Any
     metrics: StepMetrics
     model_state: PyTree
+    spread: Any = (
+        None  # of micro-batches, where the transform asks: the sum of |g|^2 / w over them, and how many
+    )
 
 
 def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax.Array | None) -> Evaluated:
@@ -392,13 +395,16 @@ def _over_microbatches(
         )
 
     def body(carry: Partial, x: Any) -> tuple[Partial, None]:
-        part = one(carry.model_state, *x)
+        part = spread(one(carry.model_state, *x))
         return _arrays(_add(task, carry, part)), None
+
+    def spread(part: Partial) -> Partial:
+        return part._replace(spread=_spread(part)) if task.transform.spreads else part
 
     known: list[Any] = []
 
     def shape_of(model_state: PyTree, x: Any) -> Partial:
-        part = one(model_state, *x)
+        part = spread(one(model_state, *x))
         known.append(part.weight)
         return _arrays(part)
 
@@ -410,10 +416,19 @@ def _over_microbatches(
         weight=jnp.zeros((), jnp.float32),
         metrics=empty_like(task, shape.metrics),
         model_state=model_state,
+        spread=tree.zeros_like(shape.spread),
     )
     result, _ = manual.scan(body, start, xs)
     # Equal, unweighted micro-batches: the total is known while tracing, with no zero to guard against.
     return result._replace(weight=known[0] * k) if isinstance(known[0], float) else result
+
+
+def _spread(part: Partial) -> tuple[jax.Array, jax.Array]:
+    """What a micro-batch adds to `spread`: the square of its mean gradient by its weight, and one."""
+    weight = jnp.asarray(part.weight, jnp.float32)
+    seen = weight > 0
+    square = jnp.square(tree.norm(part.grads)).astype(jnp.float32) / jnp.where(seen, weight, jnp.float32(1))
+    return jnp.where(seen, square, jnp.float32(0)), seen.astype(jnp.float32)
 
 
 def _arrays(part: Partial) -> Partial:
@@ -427,6 +442,7 @@ def _add(task: Task, a: Partial, b: Partial) -> Partial:
         weight=a.weight + b.weight,
         metrics=merge(task, a.metrics, b.metrics),
         model_state=b.model_state,
+        spread=jax.tree.map(jnp.add, a.spread, b.spread),
     )
 
 
@@ -449,6 +465,7 @@ def _over_axis(task: Task, part: Partial) -> Partial:
         weight=jax.lax.psum(part.weight, names),
         metrics=merge_over_axis(task, part.metrics),
         model_state=jax.tree.map(average, part.model_state),
+        spread=jax.tree.map(lambda x: jax.lax.psum(x, names), part.spread),
     )
 
 

@@ -310,6 +310,8 @@ def one_step(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[
     extra = dict(
         value=loss, grad=grads, weight=part.weight, step=state.step, value_and_grad_fn=value_and_grad_fn
     )
+    if part.spread is not None:
+        extra["spread"] = part.spread
     stochastic = task.policy.stochastic_rounding  # type: ignore[union-attr]
     if stochastic:
         # The updates are added in float32, and what holds back or skips changes nothing there either.

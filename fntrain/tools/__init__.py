@@ -9,6 +9,7 @@ from .collectives import Collective as Collective
 from .compare import Comparison as Comparison, compare as compare
 from .compile_report import CompileReport as CompileReport, compile_report as compile_report
 from .coord_check import Coordinates as Coordinates, coord_check as coord_check
+from .curvature import Curvature as Curvature, curvature as curvature
 from .fit_memory import FittedMemory as FittedMemory, fit_memory as fit_memory
 from .gradcheck import (
     GradientCheck as GradientCheck,
@@ -27,6 +28,7 @@ __all__ = [
     "Comparison",
     "CompileReport",
     "Coordinates",
+    "Curvature",
     "Description",
     "FittedMemory",
     "GradientCheck",
@@ -40,6 +42,7 @@ __all__ = [
     "compare",
     "compile_report",
     "coord_check",
+    "curvature",
     "describe",
     "examine",
     "find_nonfinite",

@@ -60,6 +60,7 @@ from .muon import (
     orthogonalize as orthogonalize,
     scale_by_muon as scale_by_muon,
 )
+from .noise_scale import NoiseScaleState as NoiseScaleState, record_noise_scale as record_noise_scale
 from .perturb import NoiseState as NoiseState, centralize as centralize, noise as noise
 from .plateau import (
     Controller as Controller,
@@ -84,6 +85,7 @@ from .types import (
     recorded as recorded,
     transform as transform,
 )
+from .updates import RecordUpdatesState as RecordUpdatesState, record_updates as record_updates
 from .width import mup as mup, mup_params as mup_params
 
 __all__ = [
@@ -101,10 +103,12 @@ __all__ = [
     "MomentumState",
     "MultiSteps",
     "MultiStepsState",
+    "NoiseScaleState",
     "NoiseState",
     "PlateauState",
     "QuantizedState",
     "RecordNormsState",
+    "RecordUpdatesState",
     "Recording",
     "ReduceOnPlateauState",
     "ScaleByAdamState",
@@ -144,7 +148,9 @@ __all__ = [
     "orthogonalize",
     "plateau",
     "quantize_state",
+    "record_noise_scale",
     "record_norms",
+    "record_updates",
     "recorded",
     "reduce_on_plateau",
     "sam",

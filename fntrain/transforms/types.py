@@ -137,6 +137,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
       descends: whether its updates point against what it is given, as behind a learning rate; None where nobody said.
       evaluates: whether it may evaluate the loss at parameters of its own choice, as line searches do.
       gates: whether it may keep a call back, or skip it.
+      spreads: whether it asks the step how far apart the gradients of its micro-batches were, `spread`.
       observes: whether it lets updates through as they are, and only looks at them.
       mixed: whether it may keep a call from a part of the parameters alone.
     """
@@ -157,6 +158,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
     gates: bool
     mixed: bool
     observes: bool
+    spreads: bool
 
     def __new__(
         cls,
@@ -175,6 +177,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
         passed: Callable[[Any], jax.Array] | None = None,
         gates: bool = False,
         observes: bool = False,
+        spreads: bool = False,
     ) -> Self:
         """Make one; see the class for what the functions are."""
         self = super().__new__(cls, init, update)  # type: ignore[call-arg]
@@ -188,6 +191,7 @@ class Transform(Value, optax.GradientTransformationExtraArgs):
         self.rescales = rescales
         self.descends = _descends(list(inner), side_by_side) if descends is None else descends
         self.evaluates = evaluates or any(stage.evaluates for stage in inner)
+        self.spreads = spreads or any(stage.spreads for stage in inner)
         self.gates = gates or any(stage.gates for stage in inner)
         self.mixed = (side_by_side and self.gates and len(inner) > 1) or any(stage.mixed for stage in inner)
         return self

@@ -40,6 +40,8 @@ TRANSFORMS = {
     "clip_by_value scheduled": lambda: ft.clip_by_value(ft.schedules.linear(2.0, 1.0, 10)),
     "clip_by_leaf_norm": lambda: ft.clip_by_leaf_norm(1.0),
     "record_norms": lambda: ft.record_norms(),
+    "record_updates": lambda: ft.transforms.record_updates(),
+    "record_noise_scale": lambda: ft.transforms.record_noise_scale(),
     "momentum scheduled": lambda: ft.momentum(ft.schedules.linear(0.5, 0.9, 10)),
     "scale_by_adam scheduled": lambda: ft.scale_by_adam(b2=ft.schedules.linear(0.9, 0.99, 10)),
     "scale_by_rms": lambda: ft.scale_by_rms(),
@@ -83,7 +85,11 @@ TRANSFORMS = {
 }
 
 # What train_step passes to every transform that takes extra arguments.
-EXTRA = {"value": jnp.float32(1.0), "value_and_grad_fn": lambda params: (jnp.float32(1.0), params)}
+EXTRA = {
+    "value": jnp.float32(1.0),
+    "value_and_grad_fn": lambda params: (jnp.float32(1.0), params),
+    "spread": (jnp.float32(3.0), jnp.float32(2.0)),
+}
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -117,7 +123,7 @@ def test_float64_stays_float64(name):
     with jax.enable_x64(True):
         tx = TRANSFORMS[name]()
         p = {"kernel": jnp.asarray(RNG.normal(size=(3, 2))), "bias": jnp.asarray(RNG.normal(size=2))}
-        extra = {"value": jnp.float32(1), "value_and_grad_fn": lambda params: (jnp.float32(1), params)}
+        extra = dict(EXTRA)
         grads = {"kernel": p["kernel"] / 3, "bias": p["bias"] * 7}
         update = jax.jit(lambda state: tx.update(grads, state, p, **extra))
         first = tx.init(p)
@@ -136,7 +142,7 @@ def test_float64_stays_float64(name):
 def test_complex_leaves_are_refused(name):
     """Rather than made real without a word: nobody has said what their gradient is."""
     tx, z = TRANSFORMS[name](), {"kernel": jnp.ones((2, 2), jnp.complex64) * 1j, "bias": jnp.ones(2)}
-    extra = {"value": jnp.float32(1), "value_and_grad_fn": lambda params: (jnp.float32(1), params)}
+    extra = dict(EXTRA)
     with pytest.raises(ft.ConfigError, match="complex"):
         tx.update(z, tx.init(z), z, **extra)
     p = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
