@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from .. import __version__
 from .._core.errors import CheckpointError, ConfigError, DataError
-from . import compare, demo, inspect, new, plot, replay, report, runs, search
+from . import compare, demo, doctor, inspect, new, plot, replay, report, runs, search
 from .parser import Commands, Parser
 
 # What is asked first comes first in `fntrain --help`.
-COMMANDS = (demo, new, inspect, plot, runs, compare, report, search, replay)
+COMMANDS = (demo, new, inspect, plot, runs, compare, report, doctor, search, replay)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .. import tree
 from ..run.record import config_of, rows_of, task_in_words
 from .parser import Commands, add_run
+from .parts import show_parts
 from .table import Page
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def _inspect(args: argparse.Namespace) -> int:
     config, rows = config_of(args.path), rows_of(args.path)
     checkpoints, page = Checkpointer(args.path / "checkpoints"), Page()
     page.table(str(args.path), ("", ""), _summary(config, rows))
+    show_parts(page, args.path, config)
     if rows:
         title = f"metrics of epoch {rows[-1].get('epoch', len(rows))}"
         page.table(title, ("", "train", "validation"), _metrics(rows[-1]), "lrr")

@@ -114,6 +114,17 @@ class Parts:
         self._cells = self._map = None
 
 
+def parts_in(directory: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a run as its directory tells them; one that has not said how it ended is as far as its file says."""
+    parts = [dict(part) for part in config.get("parts", [])]
+    if parts and "ended" not in parts[-1]:
+        cells = _read(directory / FILE)
+        parts[-1]["ended"] = "not yet, or killed"
+        if cells is not None:
+            parts[-1] |= {"seconds": dict(zip(PHASES, cells)), "to": int(cells[-1])}
+    return parts
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 

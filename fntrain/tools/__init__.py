@@ -5,6 +5,7 @@ from ..run.capsule import examine as examine, save_capsule as save_capsule
 from ..run.record import RunRecord as RunRecord, read_run as read_run
 from ..show.describe import Description as Description, describe as describe
 from .births import Birth as Birth, find_nonfinite as find_nonfinite
+from .causes import Diagnosis as Diagnosis, Finding as Finding, diagnose as diagnose
 from .collectives import Collective as Collective
 from .compare import Comparison as Comparison, compare as compare
 from .compile_report import CompileReport as CompileReport, compile_report as compile_report
@@ -30,6 +31,8 @@ __all__ = [
     "Coordinates",
     "Curvature",
     "Description",
+    "Diagnosis",
+    "Finding",
     "FittedMemory",
     "GradientCheck",
     "LRFinding",
@@ -44,6 +47,7 @@ __all__ = [
     "coord_check",
     "curvature",
     "describe",
+    "diagnose",
     "examine",
     "find_nonfinite",
     "fit_memory",

@@ -59,8 +59,8 @@ def curvature(
     .. math:: H = \nabla^2_p \frac{\sum_i w_i\, \ell_i(p)}{\sum_i w_i}, \qquad H v = \nabla_p (g^\top v)
 
     The loss is that of the step to come, with its randomness; nothing is updated. An iteration costs about two
-    gradients, and a vector of the parameters' size is kept of each; every vector is made orthogonal to all before it, twice, so
-    that no eigenvalue is found again. On a quadratic with m distinct eigenvalues m iterations are exact.
+    gradients, and a vector of the parameters' size is kept of each; every vector is made orthogonal to all before
+    it, twice, so that no eigenvalue is found again. On a quadratic with m distinct eigenvalues m iterations are exact.
 
     Args:
       task: the Task.

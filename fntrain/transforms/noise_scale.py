@@ -38,8 +38,8 @@ def record_noise_scale(decay: float = 0.99):
               \lVert G \rVert^2 \approx \lVert g \rVert^2 - \frac{\operatorname{tr} \Sigma}{W}
 
     of the gradients :math:`g_i` of the step's k micro-batches with their weights :math:`w_i`, and that of the whole
-    batch, :math:`g` with :math:`W`. Both are free of bias, and averaged over steps before they are divided. A batch of B
-    examples has as much noise as gradient: below it a larger batch takes about as many steps fewer, above it hardly.
+    batch, :math:`g` with :math:`W`. Both are free of bias, and averaged over steps before they are divided. A batch of
+    B examples has as much noise as gradient: below it a larger batch takes about as many steps fewer, above it hardly.
 
     It takes what the micro-batches gave from the step, wherever it stands in a chain, and costs a norm of each. In
     front of `MultiSteps`, not within.
