@@ -104,7 +104,7 @@ def test_updates_of_the_wrong_size():
         return run(tx=ft.chain(ft.optimizers.sgd(rate), ft.transforms.record_updates()))[1]
 
     of("updates_small", rated(1e-8))
-    found = ft.tools.diagnose(rated(20.0))
+    found = ft.tools.diagnose(run(tx=ft.chain(ft.optimizers.lion(1.0), ft.transforms.record_updates()))[1])
     assert "updates_large" in found
     assert found["updates_large"].number > 0.1
 
