@@ -62,7 +62,6 @@ SGD = {"in/kernel": 4, "in/bias": 4, "hidden": 1, "out": 1 / 4}
         (optimizers.muon(0.1, matrices="hidden", dtype="float32"), {}, ADAM | {"hidden": 1}),
         (optimizers.muon(0.1, matrices="hidden", scaling="rms", dtype="float32"), {}, ADAM | {"hidden": 0.5}),
     ],
-    ids=str,
 )
 def test_factors_are_those_of_the_table(tx, options, want):
     assert factors(tx, **options) == pytest.approx(want)
