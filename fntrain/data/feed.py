@@ -36,6 +36,12 @@ class Piece(NamedTuple):
     last: bool  # whether it is known to end its epoch
 
 
+def _beside(state: TrainState, metrics: Packed) -> Packed:
+    """Accumulators bound to the device if the state is, as a step returns them: else the second step compiles."""
+    like = jax.tree.leaves(state)[0]
+    return jax.device_put(metrics, like.sharding) if getattr(like, "committed", False) else metrics
+
+
 def _ones(*shape: int) -> jax.Array:
     """The weights of whole batches. By a program: a constant put on the device would be an implicit transfer."""
     return jax.jit(lambda: jnp.ones(shape, jnp.float32))()
@@ -91,7 +97,9 @@ class Feed:
         if not train and source.endless:
             raise DataError(f"`{name}` has no end, and all of it is read each time: give a part of it")
         # Where a step will return them: accumulators that moved after the first step would compile it twice.
-        self.empty: Packed = empty if self.mesh is None else sharding.replicate(empty, self.mesh)
+        self.empty: Packed = (
+            _beside(state, empty) if self.mesh is None else sharding.replicate(empty, self.mesh)
+        )
 
     def _met(self, state: TrainState, train: bool, first: Any, weight: Any) -> Packed:
         """Empty accumulators of steps on such batches, which are what batches are from here on."""

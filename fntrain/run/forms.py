@@ -30,11 +30,10 @@ class Forms:
     def __init__(self, then: Literal["warn", "raise", "ignore"]):
         self.then = then
         self.found: list[str] = []
-        self._known: dict[int, Form] = {}
-        self._members: int | None = None
+        self._known: dict[tuple[int, int | None], Form] = {}
 
     def __contains__(self, steps: int) -> bool:
-        return steps in self._known
+        return any(steps == known for known, _ in self._known)
 
     def compiled(self, state: TrainState, metrics: Packed, piece: Piece, step: int) -> None:
         """Note what a dispatch was compiled for, and say why it was, if it was before.
@@ -43,9 +42,9 @@ class Forms:
           ConfigError: in that case, with `then="raise"`.
         """
         now = form_of(state=state, metrics=metrics, batch=piece.batch, weight=piece.weight)
-        before, self._known[piece.steps] = self._known.get(piece.steps), now
-        left, self._members = self._members != members.count(state), members.count(state)
-        if before is None or left:  # that members of a population have left is no accident
+        kind = piece.steps, members.count(state)  # that members of a population have left is no accident
+        before, self._known[kind] = self._known.get(kind), now
+        if before is None:
             return
         lines = changes(before, now) or ["no leaf of state or batch: a setting of JAX is another, say"]
         more = f", and {len(lines) - 3} more" if len(lines) > 3 else ""

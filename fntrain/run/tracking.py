@@ -169,7 +169,9 @@ def configuration(ctx: LoopContext) -> dict[str, Any]:
     path = None if ctx.run_dir is None else Path(ctx.run_dir) / "config.json"
     try:
         if path is not None and path.exists():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            said = dict(json.loads(path.read_text(encoding="utf-8")))
+            said.pop("parts", None)  # how it went
+            return said
     except ValueError:
         pass
     return {

@@ -272,7 +272,14 @@ class CSVWriter(_Writer):
             stay = [_epoch(row["epoch"]) <= after_epoch or row.get("step") in steps for row in found]
             kept = list(itertools.compress(rows, stay))
             if len(kept) < len(rows):
-                self._replace(_csv([header, *kept]))
+                # A column that only they had goes with them: the file is that of a run which never wrote them.
+                filled = [{name for name, cell in zip(header, row) if cell} for row in rows]
+                mine = set().union(*itertools.compress(filled, stay))
+                theirs = set().union(*filled) - mine
+                keep = [name not in theirs if kept else name != UNFINISHED for name in header]
+                lines = [list(itertools.compress(row, keep)) for row in (header, *kept)]
+                self._known = lines[0]
+                self._replace(_csv(lines))
 
     def _differs(self, rows: list[dict[str, Any]], whole: bool, resumed: bool) -> str | None:
         wrong = super()._differs(rows, whole, resumed)

@@ -81,9 +81,8 @@ def test_a_tracker_of_ones_own_is_given_each_step_once(tmp_path):
     assert rows[12]["throughput"]["examples_per_second"] > 0  # of the second epoch; the first one compiles
     assert rows[6]["running/loss"] == pytest.approx(history[6]["loss"], rel=1e-6)
     assert tracker.status == ["done"]
-    assert tracker.values == json.loads((tmp_path / "run" / "config.json").read_text()) | {
-        "status": "running"
-    }
+    config = json.loads((tmp_path / "run" / "config.json").read_text()) | {"status": "running"}
+    assert tracker.values == {name: value for name, value in config.items() if name != "parts"}
 
 
 def test_what_a_tracker_holds_is_not_sent_again(tmp_path):

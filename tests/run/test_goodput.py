@@ -216,6 +216,32 @@ def test_a_second_compile_names_the_leaf():
         fit(recompile="perhaps")
 
 
+def test_a_state_bound_to_a_device_compiles_each_step_once():
+    """On a mesh of one, say: the accumulators that a run begins with lie where the step leaves them."""
+    state = ft.init_state(
+        TASK, {"w": np.zeros(4, np.float32)}, mesh=ft.sharding.mesh(jax.devices()[:1], data=1)
+    )
+    result = ft.fit(TASK, state, DATASET, batch_size=8, epochs=2, progress=False, recompile="raise")
+    assert result.recompiled == []
+
+
+def test_members_who_leave_are_no_second_compile_whatever_a_dispatch_takes():
+    params = {"w": np.zeros(4, np.float32)}
+    states = ft.population.init(TASK, lambda key: params, seeds=range(4))
+    options = dict(
+        validation_data=DATASET,
+        batch_size=8,
+        steps=14,
+        steps_per_call=3,
+        log_every=100,
+        progress=False,
+        recompile="raise",
+    )
+    halving = ft.population.halving(keep=0.5, every=4)  # dispatches of 3 and of 1, by 4, 2 and 1 members
+    result = ft.population.fit(TASK, states, DATASET, controller=halving, **options)
+    assert (ft.population.size(result.state), result.recompiled) == (1, [])
+
+
 def test_a_second_compile_can_end_the_run(tmp_path):
     run, task = tmp_path / "run", ft.Task(loss_fn, ft.optimizers.sgd(0.05))
     state = ft.init_state(task, {"w": np.zeros(4, np.float32)})
