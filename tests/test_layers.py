@@ -27,6 +27,7 @@ LAYERS = [
     ["population", "tools"],
     ["demo"],
     ["cli"],
+    ["__main__"],
 ]
 DOORS = {"plots", "loop"}  # modules that hold nothing: names that have moved, or a short name
 HEAVY = {

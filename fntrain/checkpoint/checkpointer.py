@@ -63,7 +63,7 @@ class Checkpointer:
     Examples:
       >>> import fntrain as ft, tempfile, jax.numpy as jnp
       >>> directory = tempfile.mkdtemp()
-      >>> with Checkpointer(directory, Keep(latest=2, best=("loss", "min"))) as checkpoints:
+      >>> with ft.Checkpointer(directory, ft.Keep(latest=2, best=("loss", "min"))) as checkpoints:
       ...     for step, loss in enumerate([0.5, 0.1, 0.3, 0.2]):
       ...         state = {"params": {"w": jnp.full(2, loss)}}
       ...         checkpoints.save(state, step=step, metrics={"loss": loss}, extra={"epoch": step})

@@ -54,11 +54,12 @@ def _columns(run: Path) -> dict[str, list[Any]]:
 def draw(run: Path) -> list[Path]:
     """Draw a run's pictures into its directory; return their paths."""
     from ..show import plots
+    from ..show.text import is_confusion
 
     columns, rows = _columns(run), rows_of(run)
     made = [run / "learning_curves.png"]
     plots.learning_curves(columns, title=run.resolve().name, path=made[0])
-    matrices = [name for name in rows[-1] if "confusion" in name and rows[-1][name] is not None]
+    matrices = [name for name, value in rows[-1].items() if is_confusion(value)]
     if matrices:
         name = max(matrices, key=lambda n: n.startswith("val_"))
         made.append(run / "confusion_matrix.png")

@@ -97,6 +97,16 @@ def number_text(x: Any) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
+def is_confusion(value: Any) -> bool:
+    """Tell a confusion matrix, under whatever name: a square of 2 to 50 rows, of numbers of which none is negative."""
+    return (
+        isinstance(value, list)
+        and 2 <= len(value) <= 50
+        and all(isinstance(row, list) and len(row) == len(value) for row in value)
+        and all(is_number(x) and x >= 0 for row in value for x in row)
+    )
+
+
 def is_end(name: str, columns: Iterable[str]) -> bool:
     """Tell the end of an interval, whose value and other end are there too.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core.errors import ArgumentError
 from .._core.typing import PyTree
 
 _LARGEST = 1024  # elements; a larger array is worth a border crossing of its own
@@ -55,6 +56,12 @@ class Packed:
     words: jax.Array  # uint32 [n]
     rest: tuple[jax.Array, ...]  # the leaves that are large, or not of 32 bits
     form: Form = dataclasses.field(metadata=dict(static=True))
+
+    def __getitem__(self, name: Any) -> Any:
+        # The sums of a step, which are divided once, at the end.
+        raise ArgumentError(
+            f"metrics hold sums: `fntrain.compute_metrics(task, metrics)[{name!r}]` is the value"
+        )
 
     def paths(self) -> PyTree:
         """The tree with None for its leaves, to see what is in it."""

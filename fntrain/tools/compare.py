@@ -11,7 +11,7 @@ from .._core.errors import ConfigError
 from ..run.history import EACH, UNFINISHED
 from ..run.record import RunRecord, read_run
 from ..show.plots.panels import bookkeeping
-from ..show.text import better, is_end, is_number, reading_order, value_text
+from ..show.text import is_end, is_number, reading_order, value_text
 from ..step.task import COLUMNS
 
 Row = tuple[str, list[str]]
@@ -158,8 +158,10 @@ def _measured(record: RunRecord) -> dict[str, str]:
         row = record.best(name)
         if row is not None and (name.startswith("val_") or f"val_{name}" not in columns):
             best[f"{name}, best"] = f"{value_text(name, row)} at step {row.get('step', '?')}"
-    shown = [name for name in names if better(name) is not None or name == "learning_rate"]
-    last = {f"{name}, last": value_text(name, record.last) for name in shown if name in record.last}
+    lost = [
+        name for name in ("loss", "val_loss") if name in columns and name not in names
+    ]  # not one of it is finite
+    last = {f"{name}, last": value_text(name, record.last) for name in [*lost, *names] if name in record.last}
     return best | last
 
 

@@ -19,7 +19,7 @@ from ..show.report.chart import Series, chart, is_finite
 from ..show.report.page import Section, page
 from ..show.report.tables import matrix, table
 from ..show.schedule_text import schedules_in
-from ..show.text import best_index, is_number, number_text, reading_order
+from ..show.text import best_index, is_confusion, is_number, number_text, reading_order
 from .compare import Comparison, compare, curves_of, names_of, read_all
 from .report_speed import diagnosis, speed
 
@@ -228,7 +228,7 @@ def _matrices(each: list[tuple[str, RunRecord]]) -> list[str]:
     made = []
     for name, record in each:
         rows = [row for row in record.rows if not row.get(UNFINISHED)]
-        found = [key for key, x in (rows[-1] if rows else {}).items() if "confusion" in key and _is_square(x)]
+        found = [key for key, x in (rows[-1] if rows else {}).items() if is_confusion(x)]
         if found:
             key = max(found, key=lambda k: k.startswith("val_"))
             where = "validation" if key.startswith("val_") else "training"
@@ -240,14 +240,6 @@ def _matrices(each: list[tuple[str, RunRecord]]) -> list[str]:
                 )
             )
     return made
-
-
-def _is_square(x: Any) -> bool:
-    return (
-        isinstance(x, list)
-        and 0 < len(x) <= 50
-        and all(isinstance(row, list) and len(row) == len(x) and all(map(is_number, row)) for row in x)
-    )
 
 
 def _samples(name: str, record: RunRecord) -> list[str]:

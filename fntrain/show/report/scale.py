@@ -61,7 +61,7 @@ def around(
     if log:
         factor = (high / low) ** margin
         return Scale(low / factor, high * factor, start, end, log=True)
-    wide = (high - low) * margin or max(abs(low), 1.0) * 0.5  # of a single value, its neighbourhood
+    wide = (high - low) * margin or abs(low) * 0.5 or 0.5  # of a single value, its neighbourhood
     return Scale(low - wide, high + wide, start, end)
 
 
