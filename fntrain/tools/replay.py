@@ -176,8 +176,8 @@ def replay(
       >>> _ = ft.fit(task, state, data, batch_size=2, epochs=1, run_dir=run, progress=False)
       >>> print(ft.tools.replay(run, step=2, task=task, data=data, state=state))
       step 2: batch 1 of epoch 1, from the start
-        loss                 0.64         epoch so far 0.82
-        learning_rate        0.1
+        loss 0.64, epoch so far 0.82
+        learning_rate 0.1
 
       >>> import jax.numpy as jnp
       >>> task = ft.Task(lambda p, b, ctx: jnp.log(b * p["w"]), ft.optimizers.sgd(0.1))

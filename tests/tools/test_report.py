@@ -403,7 +403,7 @@ def test_a_browser_finds_what_is_broken(tmp_path, browser):
 
 
 def test_what_is_named_as_one_likes_is_shown(tmp_path):
-    """Last values of metrics that have names of their own, a matrix of counts under any name, a loss that is no number."""
+    """Last values of metrics with names of their own, a matrix of counts under any name, a loss that is no number."""
     metrics = {"how often": ft.metrics.accuracy(), "cm": ft.metrics.confusion_matrix(2)}
 
     def loss_fn(p, b, ctx):
