@@ -90,7 +90,9 @@ def test_a_runs_time_is_all_there():
     assert found.unattributed <= 0.01 * wall
     # Behind and before the meter a busy machine may take this process off its processor.
     assert 0.99 * wall - 0.03 <= found.total <= 1.01 * wall
-    assert found.data >= 0.11  # twelve waits of 0.01, of which the first may be the start's, which looks at a batch
+    assert (
+        found.data >= 0.11
+    )  # twelve waits of 0.01, of which the first may be the start's, which looks at a batch
     assert found.callbacks >= 0.06
     assert found.compile > 0
     assert found.validation > 0
