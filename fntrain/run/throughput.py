@@ -3,6 +3,7 @@
 Measured where the loop waits anyway. It is no part of the history, which is the same for the same run (law 11).
 """
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,13 +17,19 @@ from ..step.task import Task
 # Products and sums a second of dense bfloat16 matrices, as vendors give them, by what JAX calls the device.
 PEAKS = {
     "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A10G": 70e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
     "NVIDIA B200": 2250e12,
     "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
     "NVIDIA L40S": 362e12,
     "Tesla V100": 125e12,
+    "Tesla V100-PCIE": 112e12,
     "Tesla T4": 65e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -116,6 +123,9 @@ def speed_of(task: Task, state: TrainState, form: tuple[Any, Any], rows: int) ->
 
 
 def peak_of(kind: str) -> float | None:
-    """Operations a second of a device by its kind, the longest name in the table that it begins with."""
-    known = [name for name in PEAKS if kind.startswith(name)]
+    """Operations a second of a device by its kind, the longest name in the table that it begins with.
+
+    The name ends where a word of the kind does: an L40 is no L4.
+    """
+    known = [name for name in PEAKS if re.match(rf"{re.escape(name)}(?![0-9A-Za-z])", kind)]
     return PEAKS[max(known, key=len)] if known else None

@@ -40,6 +40,10 @@ def test_no_time_is_no_throughput(now):
 
 def test_the_peak_is_that_of_the_longest_name_that_fits():
     assert peak_of("NVIDIA H100 80GB HBM3") == PEAKS["NVIDIA H100"] != peak_of("NVIDIA H100 PCIe")
+    assert peak_of("NVIDIA H100 NVL") == PEAKS["NVIDIA H100 NVL"] != peak_of("NVIDIA H100 PCIe")
+    assert peak_of("NVIDIA A100-SXM4-80GB") == PEAKS["NVIDIA A100"] != peak_of("NVIDIA A10G")
+    assert peak_of("NVIDIA L4") == PEAKS["NVIDIA L4"] != peak_of("NVIDIA L40") != peak_of("NVIDIA L40S")
+    assert peak_of("NVIDIA L400") is None  # a newer card is not taken for an older one
     assert peak_of("TPU v5 lite") == PEAKS["TPU v5 lite"] != peak_of("TPU v5p") == PEAKS["TPU v5p"]
     assert peak_of("cpu") is None
 
