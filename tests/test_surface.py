@@ -100,3 +100,16 @@ def test_a_name_that_is_not_there_is_answered_with_the_one_meant(module, name, h
 
 if __name__ == "__main__":
     GOLDEN.write_text(surface())
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind"),
+    [
+        (ft.chain, "Transform"),
+        (ft.optimizers.adamw, "Transform"),
+        (ft.schedules.cosine, "Schedule"),
+        (ft.metrics.accuracy, "Metric"),
+    ],
+)
+def test_help_says_what_a_factory_makes(factory, kind):
+    assert inspect.signature(factory).return_annotation.__name__ == kind

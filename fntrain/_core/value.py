@@ -166,6 +166,8 @@ def factory(kind: type[V], **attributes: Any) -> Callable[[Callable[P, Any]], Ca
             return made
 
         make.makes = kind  # type: ignore[attr-defined]
+        # For help() and the reference: the function says what its parts are, not what callers get.
+        make.__signature__ = signature.replace(return_annotation=kind)  # type: ignore[attr-defined]
         return make
 
     return decorate

@@ -34,14 +34,13 @@ def optimizer(function: Callable[P, Any]) -> Callable[P, Transform]:
     make = transforms.transform(function)
     signature = inspect.signature(function)
 
-    @functools.wraps(function)
+    @functools.wraps(make)  # with its signature, and what it makes
     def named(*args: P.args, **kwargs: P.kwargs) -> Transform:
         made = make(*args, **canonical(function.__name__, signature, args, kwargs))  # type: ignore[arg-type]
         # Pickle looks the factory up by its name, and finds this function there, not `make`.
         made.call = Call(named, signature, made.call.arguments)  # type: ignore[union-attr]
         return made
 
-    named.makes = Transform  # type: ignore[attr-defined]
     return named
 
 
