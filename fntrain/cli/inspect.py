@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from .. import tree
+from ..data.cut import in_words
 from ..run.record import config_of, rows_of, task_in_words
 from .parser import Commands, add_run
 from .parts import show_parts
@@ -55,7 +56,7 @@ def _summary(config: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[s
         "transform": task.get("tx"),
         "metrics": ", ".join(task.get("metrics", ())),
         "data": ", ".join(leaves) or data.get("kind"),
-        "batch size": identity.get("batch_size"),
+        "batch size": in_words(identity.get("batch_size")),
         "seed": identity.get("seed"),
         "jax": config.get("jax"),
         "devices": ", ".join(config.get("devices", ())),

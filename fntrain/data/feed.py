@@ -34,6 +34,7 @@ class Piece(NamedTuple):
     steps: int
     stacked: bool
     last: bool  # whether it is known to end its epoch
+    rows: int  # of each batch, its own padding included
 
 
 def _beside(state: TrainState, metrics: Packed) -> Packed:
@@ -75,8 +76,8 @@ class Feed:
         name: str,
         waiting: AbstractContextManager[None] | None = None,
     ):
-        self.rows: int  # of a batch
-        self.form: tuple[Any, Any]  # of a batch and its weight, as they reach a step
+        self.rows: int  # of the first batch
+        self.form: tuple[Any, Any]  # of it and its weight, as they reach a step
         self.task = task
         self.source = source
         self.name = name
@@ -96,6 +97,8 @@ class Feed:
         empty = first_met(source, name, functools.partial(self._met, state, train))
         if not train and source.endless:
             raise DataError(f"`{name}` has no end, and all of it is read each time: give a part of it")
+        for size in self.sizes:
+            self._padding(size)
         # Where a step will return them: accumulators that moved after the first step would compile it twice.
         self.empty: Packed = (
             _beside(state, empty) if self.mesh is None else sharding.replicate(empty, self.mesh)
@@ -132,6 +135,15 @@ class Feed:
                 f"{batch_them(first, self.name)}"
             )
 
+    @property
+    def sizes(self) -> list[int]:
+        """Of which sizes batches are."""
+        return self.source.sizes if isinstance(self.source, Arrays) else [self.rows]
+
+    def batches(self, epoch: int) -> int | None:
+        """How many batches an epoch has, if the data says."""
+        return self.source.loader.cut.length(epoch) if isinstance(self.source, Arrays) else self.source.length
+
     def pieces(self, position: Position, room: Callable[[int], int]) -> Iterator[Piece]:
         """An epoch's batches from a position on.
 
@@ -147,24 +159,25 @@ class Feed:
         self, loader: ArrayLoader, position: Position, room: Callable[[int], int]
     ) -> Iterator[Piece]:
         epoch, index = position
-        total = len(loader)
+        total = loader.cut.length(epoch)
         # Arrays are there; examples may be read from anywhere.
         waiting = self._waiting if isinstance(loader.data, Examples) else nullcontext()
         while index < total and (steps := room(index - position.index)):
-            if steps > 1 and self.whole and index + steps <= loader.whole:
-                weights = self.ones(steps, loader.batch_size) if self.weighed else None
+            alike = loader.cut.at(epoch, index)  # of which a dispatch takes several
+            if steps > 1 and self.whole and steps <= alike.whole:
+                weights = self.ones(steps, alike.size) if self.weighed else None
                 with waiting:
                     batches = loader.stacked(epoch, index, steps)
-                piece = Piece(batches, weights, steps, True, index + steps == total)
-            elif steps > 1 and not self.whole and index + steps <= total:
+                piece = Piece(batches, weights, steps, True, index + steps == total, alike.size)
+            elif steps > 1 and not self.whole and steps <= alike.count:
                 with waiting:
                     pairs = [loader.batch(epoch, i) for i in range(index, index + steps)]
-                piece = Piece(*self._stacked(pairs), steps, True, index + steps == total)
+                piece = Piece(*self._stacked(pairs), steps, True, index + steps == total, alike.size)
             else:
                 steps = 1
                 with waiting:
                     batch, weight = loader.batch(epoch, index)
-                piece = Piece(*self.placed(batch, weight), 1, False, index + 1 == total)
+                piece = Piece(*self.placed(batch, weight), 1, False, index + 1 == total, alike.size)
             index += steps
             yield piece
 
@@ -194,14 +207,11 @@ class Feed:
             done += steps
             last = position.index + done == length or (ended and error is None and not waiting)
             batch, weight = self._stacked(taken) if steps > 1 else self.placed(*taken[0])
-            yield Piece(batch, weight, steps, steps > 1, last)
+            yield Piece(batch, weight, steps, steps > 1, last, self.rows)
 
     def _shapes(self, batch: Any, weight: np.ndarray) -> tuple[Any, Any]:
         """The form in which batches reach a step, without one being placed."""
-        rows = len(weight)
-        padding = 0 if self.mesh is None else -rows % self.mesh.shape[data_axis(self.mesh)]
-        if padding and not self.weighed:
-            raise self._scalar_tail()
+        padding = self._padding(len(weight))
 
         def one(x: Any) -> jax.ShapeDtypeStruct:
             shape = jax.eval_shape(jnp.asarray, x)
@@ -209,6 +219,20 @@ class Feed:
             return jax.ShapeDtypeStruct(rows, shape.dtype)
 
         return jax.tree.map(one, (batch, weight if self.weighed else None))
+
+    def form_of(self, rows: int) -> tuple[Any, Any]:
+        """The form of a batch of so many rows, where that is not as many as the first one's."""
+        if rows == self.rows:
+            return self.form
+        rows += self._padding(rows)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), self.form)
+
+    def _padding(self, rows: int) -> int:
+        """Rows that a batch is padded with, so that it divides over the devices."""
+        padding = 0 if self.mesh is None else -rows % self.mesh.shape[data_axis(self.mesh)]
+        if padding and not self.weighed:
+            raise self._scalar_tail()
+        return padding
 
     def placed(self, batch: Any, weight: Any) -> tuple[Any, Any]:
         """One batch as `train_into` and `eval_into` take it."""

@@ -94,21 +94,21 @@ class Resident:
     def pieces(self, position: Position, room: Callable[[int], int]) -> Iterator[Piece]:
         """As those of the feed, which gives the same rows in the same dispatches, as arrays."""
         loader, (epoch, index) = self._loader, position
-        total, size = len(loader), loader.batch_size
-        whole = loader.whole if self._feed.whole else total
+        total = loader.cut.length(epoch)
         while index < total and (steps := room(index - position.index)):
-            stacked = steps > 1 and index + steps <= whole
+            alike = loader.cut.at(epoch, index)
+            stacked = steps > 1 and steps <= (alike.whole if self._feed.whole else alike.count)
             steps = steps if stacked else 1
-            rows = loader.order(epoch)[index * size : (index + steps) * size].astype(np.int32)
-            yield self._piece(rows, steps, stacked, index + steps == total)
+            rows = loader.picked(epoch, index, steps).astype(np.int32)
+            yield self._piece(rows, alike.size, steps, stacked, index + steps == total)
             index += steps
 
-    def _piece(self, rows: np.ndarray, steps: int, stacked: bool, last: bool) -> Piece:
-        feed, size = self._feed, self._loader.batch_size
+    def _piece(self, rows: np.ndarray, size: int, steps: int, stacked: bool, last: bool) -> Piece:
+        feed = self._feed
         if feed.mesh is None and len(rows) == steps * size:
             shape = (steps, size) if stacked else (size,)
             picked = Picked(self._arrays, rows.reshape(shape))
-            return Piece(picked, feed.ones(*shape) if feed.weighed else None, steps, stacked, last)
+            return Piece(picked, feed.ones(*shape) if feed.weighed else None, steps, stacked, last, size)
         width = size if feed.mesh is None else -(-size // (n := feed.mesh.shape[data_axis(feed.mesh)])) * n
         chosen = np.full(
             (steps, width), self._loader.rows, np.int32
@@ -124,7 +124,7 @@ class Resident:
             given = put_rows(given, feed.mesh, row_axis=int(stacked))
         elif feed.weighed:
             given = given[0], jax.device_put(given[1])
-        return Piece(Picked(self._arrays, given[0]), given[1], steps, stacked, last)
+        return Piece(Picked(self._arrays, given[0]), given[1], steps, stacked, last, size)
 
     def opened(self, piece: Piece) -> Piece:
         """The piece with the arrays of its batch, on the device."""

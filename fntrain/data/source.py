@@ -8,14 +8,15 @@ import numpy as np
 
 from .. import tree
 from .._core.digest import crc32
-from .._core.errors import DataError
+from .._core.errors import ConfigError, DataError
 from .arrays import ArrayLoader, Arrays, array_loader
+from .cut import as_json
 from .examples import Examples, is_examples, refuse_others
 from .stream import Stream
 from .tensors import at, is_column, is_leaf
 
 
-def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str = "data") -> Any:
+def as_source(data: Any, batch_size: Any, *, shuffle: bool, seed: int, name: str = "data") -> Any:
     """What `fit` and `evaluate` iterate over, from any of the forms data comes in.
 
     An array, or a tuple or dict (any tree but a list) of arrays, is a data set, and so is what has examples by
@@ -26,7 +27,20 @@ def as_source(data: Any, batch_size: int, *, shuffle: bool, seed: int, name: str
 
     Raises:
       DataError: if it is none of these, or empty.
+      ConfigError: if there are several batch sizes for what is cut into batches elsewhere.
     """
+    source = _source(data, batch_size, shuffle=shuffle, seed=seed, name=name)
+    own = "to its `data_loader`" if isinstance(data, ArrayLoader) else "to whoever makes them"
+    if isinstance(batch_size, Mapping) and (isinstance(data, ArrayLoader) or not isinstance(source, Arrays)):
+        raise ConfigError(
+            f"`batch_size` says when batches of arrays or examples grow, and `{name}` gives batches that are cut "
+            f"already: give the sizes {own}, or give the arrays"
+        )
+    return source
+
+
+def _source(data: Any, batch_size: Any, *, shuffle: bool, seed: int, name: str) -> Any:
+    """As `as_source`."""
     from . import grain
 
     if isinstance(data, ArrayLoader):
@@ -79,7 +93,7 @@ def fingerprint(source: Any) -> dict[str, Any]:
         return {"kind": "iterable"}
     loader = source.loader
     cut = {
-        "batch_size": loader.batch_size,
+        "batch_size": as_json(loader.batch_size),
         "shuffle": loader.shuffle,
         "seed": loader.seed,
         "drop_last": loader.drop_last,

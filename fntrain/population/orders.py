@@ -41,6 +41,7 @@ def orders(
     if not len(seeds):
         raise ConfigError("`seeds` must hold one seed a member, got none")
     numbers = [check.integer("seeds", seed) for seed in seeds]
+    batch_size = check.integer("batch_size", batch_size, at_least=1)
     loaders = [data_loader(data, batch_size, seed=seed) for seed in numbers]
 
     def epoch(number: int) -> Iterator[tuple[PerMember, np.ndarray]]:

@@ -48,9 +48,9 @@ class LoopContext:
       epochs: epochs in all, or None if the run counts steps.
       step: batches consumed so far.
       steps: steps in all, or None if unknown.
-      steps_per_epoch: or None if the data does not say.
+      steps_per_epoch: those of this epoch, or None if the data does not say.
       epoch_step: batches consumed in this epoch.
-      batch_size: rows of a batch.
+      batch_size: rows of a batch: of the last one, where `fit(batch_size=)` says when they grow.
       logs: values by name: running means of the epoch at `on_log`, whose `step` says where they were measured,
         the epoch's row at `on_epoch_end`. Entries added at `on_epoch_end` go into the history.
       validated: the columns that a validation inside an epoch has just measured, at its `on_validation_end`; empty
@@ -70,6 +70,8 @@ class LoopContext:
       throughput: how fast the steps since the log before were, at `on_log`; those of the epoch, its
         validation included (in a process's first epoch from behind the first dispatch, which compiles), at
         `on_epoch_end`. None where nothing was measured. No part of the history.
+      rows_before: a function that says how many rows the batches up to a step have in all, padding included; None where
+        all batches have `batch_size`.
       columns: a function that says which numbers an epoch logs; None where that is not known before.
       last_batch: the last batch and its weights, on the device, and whether they are stacked, one row a step;
         None unless a callback `wants_batch`, and again once the epoch's end was called.
@@ -100,6 +102,7 @@ class LoopContext:
     save_requested: bool = False
     data_seconds: float | None = None
     throughput: Throughput | None = None
+    rows_before: Callable[[int], int] | None = None
     columns: Callable[[], list[str]] | None = None
     last_batch: tuple[PyTree, Any, bool] | None = None
     histograms: dict[str, Histogram] = dataclasses.field(default_factory=dict)

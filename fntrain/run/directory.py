@@ -21,6 +21,7 @@ from .._core.typing import PyTree
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
 from ..checkpoint.pack import check_state
+from ..data.cut import in_words, place_of
 from ..data.position import Position
 from ..step.reports import StepMetrics
 from ..step.state import TrainState
@@ -123,12 +124,13 @@ class RunDirectory:
             say(f"{said}; the run goes on from step {latest}")
         if resume and latest is not None:
             self.extra = self.checkpointer.extra()
-            self._check_identity(self.extra["identity"], Position(*self.extra["position"]))
+            self._check_identity(self.extra["identity"], self.extra)
             self._changes += check_versions(self.extra.get("versions", {}), self.path, self.override)
+            self._compare_processes(self.extra)
         elif resume == "must":
             raise self._nothing()
         elif "identity" in document and rows.exists() and rows.stat().st_size:
-            self._check_identity(document["identity"], Position(0, 0))
+            self._check_identity(document["identity"], None)
             _LOG.warning(
                 "`resume`: the run in %s has rows of metrics and no checkpoint: it starts anew, and they are dropped",
                 self.path,
@@ -181,16 +183,38 @@ class RunDirectory:
         except (ValueError, TypeError):  # torn by a crash, or no document of ours; it is written anew
             return {}
 
-    def _check_identity(self, saved: dict[str, Any], position: Position) -> None:
+    def _check_identity(self, saved: dict[str, Any], extra: dict[str, Any] | None) -> None:
+        position = Position(0, 0) if extra is None else Position(*extra["position"])
         parts = check_identity(saved, self.identity, self._task, self.path, self.override)
-        order = [part for part in ("data", "batch_size", "seed") if part in parts]
+        fixed = ["data", "seed"]
+        if "batch_size" not in self.identity.get("data", {}):
+            fixed.append("batch_size")  # batches come as they are, and are what is counted
+        order = [part for part in fixed if part in parts]
         if order and position.index > 0:
             raise RunMismatchError(
                 f"`override`: another `{order[0]}` would give the rest of an epoch other batches, and the run in "
                 f"{self.path} was saved inside epoch {position.epoch + 1}, behind its batch {position.index}: first go "
                 f"on without it to that epoch's end, by `epochs={position.epoch + 1}`, and from there with it"
             )
+        if extra is not None and "batch_size" in parts and "batch_size" not in fixed:
+            place, sizes = place_of(extra), (in_words(x.get("batch_size")) for x in (saved, self.identity))
+            said = "saved {}, now {}".format(*sizes)
+            line = f"batch_size: {said}, from example {place.example} of epoch {place.epoch + 1} on"
+            parts["batch_size"] = [line]
+            self._say(line)
         self._changes += [line for lines in parts.values() for line in lines]
+
+    def _compare_processes(self, extra: dict[str, Any]) -> None:
+        """Note that others share the batches now: the same batches, whose sums may round otherwise."""
+        before, now = extra.get("processes"), jax.process_count()
+        if before not in (None, now):
+            self._changes.append(f"processes: saved {before}, now {now}")
+            self._say(self._changes[-1])
+
+    def _say(self, line: str) -> None:
+        """Say what is not as it was before the resume, once."""
+        if jax.process_index() == 0:
+            _LOG.warning("`resume`: the run in %s goes on with another %s", self.path, line)
 
     def check(self, state: PyTree) -> None:
         """Check that the state can be saved, before the first step.
@@ -253,6 +277,7 @@ class RunDirectory:
             "data_state": data_state,
             "steps_per_call": self.config.get("steps_per_call"),
             "part": self.parts.mark,
+            "processes": jax.process_count(),
         }
         ranked = {k: v for k, v in (measured or {}).items() if isinstance(v, int | float) and k != UNFINISHED}
         self.checkpointer.save(state, step=step, metrics=ranked, extra=extra, overwrite=True)

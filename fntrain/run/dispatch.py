@@ -28,7 +28,7 @@ def choose(task: Task, state: TrainState, feed: Feed, steps: int | None, span: i
     """
     if not feed.whole or (steps is not None and steps < _FEW):
         return 1
-    chunk = candidate(min(span, feed.source.loader.whole))
+    chunk = candidate(min(span, feed.source.loader.cut.whole))
     if chunk == 1:
         return 1
     device = next(iter(jax.tree.leaves(state)[0].devices()))

@@ -6,7 +6,7 @@ import html
 import signal
 import textwrap
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -114,7 +114,7 @@ def fit(
     *,
     epochs: int | None = None,
     steps: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | Mapping[float, int] = 32,
     shuffle: bool = True,
     seed: int = 0,
     validation_data: Any = None,
@@ -156,7 +156,12 @@ def fit(
         `steps`.
       epochs: epochs in all, also when resuming; 10 if neither this nor `steps` is given.
       steps: batches in all, instead.
-      batch_size: rows of a batch, where `data` is arrays or examples.
+      batch_size: rows of a batch, where `data` is arrays or examples. Or when it grows: `{0: 32, 3: 64, 6.5: 128}` is
+        32 for the first three epochs, 64 for three and a half more (a fraction of an epoch is the example next to it),
+        and then 128. A batch's size is that of the example it begins with, and every epoch sees every example once. A
+        size is compiled when it begins. All that is counted in steps stays so: `steps`, `checkpoint_every`, the
+        schedules of `tx` and the windows of `MultiSteps`, whose mean is over examples; lengths that are fractions of
+        the run are of the number of updates that these batches make. Validations take the largest size.
       shuffle: a new order each epoch, where `data` is arrays or examples.
       seed: of the order.
       validation_data: as `data`; evaluated at the end of each epoch, in order, into `val_…` columns. Several sets:
@@ -174,8 +179,9 @@ def fit(
       override: what may be another than in the run that is resumed: `"loss_fn"`, `"tx"`, `"metrics"`,
         `"microbatches"`, `"policy"`, `"axis_name"`, `"train_step"`, `"eval_step"`, `"data"`, `"batch_size"`, `"seed"`,
         `"callbacks"`, `"versions"` (of JAX and of this library, which are warned of otherwise). What is, `config.json`
-        notes under `overridden`. Data, batch size and seed may change between two epochs only, and the optimizer's
-        state has to fit.
+        notes under `overridden`. Data and seed may change between two epochs only, as may the size of batches that come
+        as they are; arrays and examples are cut otherwise from the next example on, and of the epoch none is seen
+        twice or left out. The optimizer's state has to fit.
       steps_per_call: how many steps one dispatch runs (`train_steps`). `"auto"` takes several of array data where a
         step is short, as its program says it (operations, bytes, the kind of device); one, where a callback of your
         own has `on_step_end`, so that it is called for every step. An explicit K calls it once a dispatch. A

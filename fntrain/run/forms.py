@@ -18,10 +18,10 @@ Form = dict[str, str]
 
 
 class Forms:
-    """What the steps of a run were compiled for, by how many a dispatch takes.
+    """What the steps of a run were compiled for, by how many a dispatch takes and of which size.
 
     Args:
-      then: what to do when one is compiled again.
+      then: what to do when one is compiled again; another size of batches that was to come is no accident.
 
     Attributes:
       found: why that was, a line each.
@@ -30,10 +30,10 @@ class Forms:
     def __init__(self, then: Literal["warn", "raise", "ignore"]):
         self.then = then
         self.found: list[str] = []
-        self._known: dict[tuple[int, int | None], Form] = {}
+        self._known: dict[tuple[int, int, int | None], Form] = {}
 
-    def __contains__(self, steps: int) -> bool:
-        return any(steps == known for known, _ in self._known)
+    def __contains__(self, piece: Piece) -> bool:
+        return any((piece.steps, piece.rows) == known[:2] for known in self._known)
 
     def compiled(self, state: TrainState, metrics: Packed, piece: Piece, step: int) -> None:
         """Note what a dispatch was compiled for, and say why it was, if it was before.
@@ -42,7 +42,11 @@ class Forms:
           ConfigError: in that case, with `then="raise"`.
         """
         now = form_of(state=state, metrics=metrics, batch=piece.batch, weight=piece.weight)
-        kind = piece.steps, members.count(state)  # that members of a population have left is no accident
+        kind = (
+            piece.steps,
+            piece.rows,
+            members.count(state),
+        )  # that members of a population have left is no accident
         before, self._known[kind] = self._known.get(kind), now
         if before is None:
             return

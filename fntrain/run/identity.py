@@ -12,7 +12,7 @@ from ..checkpoint.store import version_of
 from ..step.task import Task
 
 
-def identity_of(task: Task, data: dict[str, Any], batch_size: int, seed: int) -> dict[str, Any]:
+def identity_of(task: Task, data: dict[str, Any], batch_size: Any, seed: int) -> dict[str, Any]:
     """The identity of a run, as JSON: equal exactly when task, data, batch size and seed are."""
     python = ".".join(platform.python_version_tuple()[:2])
     identity = {

@@ -182,6 +182,7 @@ class Loop:
         if self.over:
             ctx.epoch, ctx.epoch_step, self.over = ctx.epoch + 1, 0, False
         ctx.logs = {}
+        ctx.steps_per_epoch = self.training.batches(ctx.epoch - 1)
         if ctx.epoch_step == 0:
             self.metrics = programs.started(self.training.empty, self.ctx.state)
             self.rescue.skipped = 0.0
@@ -282,9 +283,10 @@ class Loop:
         # The counts move with the state, before anybody else runs: an interrupt finds them in agreement.
         ctx.step += piece.steps
         ctx.epoch_step += piece.steps
+        ctx.batch_size = piece.rows
         self.began = self.began or self.speed.mark(ctx.step)
         self.meter.cells[-1] = ctx.step
-        if piece.steps not in self.forms or self.meter.compiles != compiled:
+        if piece not in self.forms or self.meter.compiles != compiled:
             self.forms.compiled(*before, piece, ctx.step)
         ctx.last_batch = None
         if self.callbacks.wants_batch:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from .._core import check
 from .._core.errors import ConfigError
+from ..data.cut import sizes
 from .cadence import cadence
 from .events import CallbackList
 from .identity import OVERRIDES
@@ -21,7 +22,7 @@ class Options:
 
     epochs: int | None
     steps: int | None
-    batch_size: int
+    batch_size: Any
     shuffle: bool
     seed: int
     validation_data: Any
@@ -71,7 +72,6 @@ class Options:
             check.number("max_time", self.max_time, above=0)
         if self.prefetch is not None:
             check.integer("prefetch", self.prefetch, at_least=0)
-        check.integer("batch_size", self.batch_size, at_least=1)
         check.integer("log_every", self.log_every, at_least=1)
         check.integer("rebuild", self.rebuild, at_least=0)
         if self.microbatches not in (None, "auto"):
@@ -98,6 +98,7 @@ class Options:
             raise ConfigError(
                 f"`callbacks` must be a list, got {self.callbacks!r}; write `callbacks=[...]`, also for one"
             )
+        object.__setattr__(self, "batch_size", sizes(self.batch_size))
         object.__setattr__(self, "listeners", CallbackList(self.callbacks))
         object.__setattr__(self, "best", _best(self.keep_best))
         object.__setattr__(self, "saving", cadence("checkpoint_every", self.checkpoint_every))

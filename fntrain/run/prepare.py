@@ -13,10 +13,12 @@ import numpy as np
 
 from .. import tree
 from .._core import check
-from .._core.errors import ConfigError, DataError
+from .._core.errors import CheckpointError, ConfigError, DataError
 from .._core.ranking import Direction
+from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
 from ..data.arrays import Arrays
+from ..data.cut import as_json, largest, place_of
 from ..data.examples import is_shuffled_loader
 from ..data.feed import Feed
 from ..data.named import by_name
@@ -47,7 +49,7 @@ from .monitor import Monitor
 from .options import Options
 from .rescue import Rescue
 from .signals import Signals
-from .throughput import speed_of
+from .throughput import Sizes, speed_of
 from .validation import Validation
 
 
@@ -88,7 +90,8 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
     """
     waiting = signals.waiting
     source = as_source(data, options.batch_size, shuffle=options.shuffle, seed=options.seed)
-    task = of_this_length(task, _steps(source, options))
+    _go_on(source, options)
+    task = of_this_length(task, steps_of(source, options.steps, options.epochs))
     training = Feed(task, state, source, train=True, name="data", waiting=waiting)
     if source.endless and options.steps is None and options.max_time is None:
         raise DataError("`data` has no end, and so an epoch of it has none: give `steps`, not `epochs`")
@@ -98,7 +101,7 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
     sets = by_name(options.validation_data)
     for key, held_out in sets.items():
         name = "validation_data" if sets is not options.validation_data else f"validation_data, {key}"
-        part = as_source(held_out, options.batch_size, shuffle=False, seed=0, name=name)
+        part = as_source(held_out, largest(options.batch_size), shuffle=False, seed=0, name=name)
         once = options.epochs == 1 and options.validation_every is None and options.evaluate_at != "both"
         if isinstance(part, Stream) and part.once and not once:
             raise DataError(
@@ -111,11 +114,31 @@ def feeds(task: Task, state: TrainState, data: Any, options: Options, signals: S
     return Feeds(training, Validation(found, options.evaluate_at), task)
 
 
-def _steps(source: Any, options: Options) -> int | None:
-    """How many batches the run has; None if nobody knows."""
-    if options.steps is not None or source.length is None:
-        return options.steps
-    return options.epochs * source.length  # type: ignore[operator]
+def _go_on(source: Any, options: Options) -> None:
+    """Cut arrays from where a run that is to be resumed stands, before anybody asks how long it is."""
+    if not options.resume or not isinstance(source, Arrays):
+        return
+    with warnings.catch_warnings():  # whoever goes on from it says what is wrong with it
+        warnings.simplefilter("ignore")
+        try:
+            checkpoints = check.path("run_dir", options.run_dir) / "checkpoints"
+            if not checkpoints.is_dir():
+                return
+            with Checkpointer(checkpoints) as there:
+                extra = there.extra() if there.steps() else {}
+        except CheckpointError:
+            return
+    if "position" in extra:
+        source.go_on(place_of(extra))
+
+
+def steps_of(source: Any, steps: int | None, epochs: int | None) -> int | None:
+    """How many batches a run of so many steps or epochs has; None if nobody knows."""
+    if steps is not None or epochs is None:
+        return steps
+    if isinstance(source, Arrays):
+        return source.loader.cut.batches(epochs)
+    return None if source.length is None else epochs * source.length
 
 
 def of_this_length(task: Task, steps: int | None) -> Task:
@@ -144,7 +167,7 @@ def cut(task: Task, state: TrainState, feeds: Feeds, options: Options) -> Task:
     if number == "auto":
         number = _microbatches_before(options)
     if number is None:
-        form = feeds.training.form
+        form = feeds.training.form_of(max(feeds.training.sizes))
         number, _ = fewest_microbatches(task, state, *form, device_budget(state))
     task = dataclasses.replace(task, microbatches=int(number))
     validation = {} if feeds.validation is None else feeds.validation.feeds
@@ -177,16 +200,19 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
             "data(epoch): loader.generator.manual_seed(epoch); return loader`"
         )
     batch_size = source.loader.batch_size if isinstance(source, Arrays) else options.batch_size
-    identity = identity_of(task, fingerprint(source), batch_size, options.seed)
-    config = dict(
+    identity = identity_of(task, fingerprint(source), as_json(batch_size), options.seed)
+    config: dict[str, Any] = dict(
         epochs=options.epochs,
         steps=options.steps,
-        batch_size=batch_size,
+        batch_size=as_json(batch_size),
         seed=options.seed,
         microbatches=task.microbatches,
         devices=[str(d) for d in jax.devices()],
+        processes=jax.process_count(),
         jax=jax.__version__,
     )
+    if isinstance(source, Arrays):
+        config["cut"] = [list(stage) for stage in source.loader.cut.stages]
     more = in_words(task), options.override, _keep(task, feeds, options)
     return RunDirectory(options.run_dir, identity, config, options.resume, *more)
 
@@ -249,7 +275,7 @@ def loop(
             metrics = programs.closed(accumulators)
     history.metrics.update(task.metrics)
     history.prefixes = _prefixes(feeds.validation)
-    total = _steps(source, options)
+    total = steps_of(source, options.steps, options.epochs)
     step = int(jax.device_get(members.first(state.step)))
     chunk = _steps_per_call(task, state, training, callbacks, run, options, total, step)
     if run is not None:
@@ -264,13 +290,14 @@ def loop(
             summary(
                 task,
                 state,
-                batch_size=training.rows,
+                batch_size=source.loader.batch_size if isinstance(source, Arrays) else training.rows,
                 steps_per_epoch=source.length,
                 epochs=options.epochs,
-                steps=options.steps,
+                steps=total,
                 steps_per_call=chunk,
             )
         )
+    sizes = _sizes(source, step, position)
     ctx = LoopContext(
         task=task,
         state=state,
@@ -278,13 +305,14 @@ def loop(
         epochs=options.epochs,
         step=step,
         steps=total,
-        steps_per_epoch=source.length,
+        steps_per_epoch=training.batches(position.epoch),
         epoch_step=position.index,
-        batch_size=training.rows,
+        batch_size=training.rows if sizes is None else source.loader.cut.at(*position).size,
         history=history,
         resumed=resumed,
         resumed_step=step,
         run_dir=None if run is None else run.path,
+        rows_before=None if sizes is None else functools.partial(_rows, sizes, 0),
         columns=functools.partial(_columns, task, *feeds[:2]) if columns_known else None,
     )
     start = None if run is None or resumed else given
@@ -305,7 +333,7 @@ def loop(
         chunk,
         metrics,
         ctx,
-        speed_of(task, state, training.form, training.rows),
+        speed_of(task, state, {size: training.form_of(size) for size in training.sizes}, sizes),
         meter,
         Forms(options.recompile),
         best=best,
@@ -330,7 +358,24 @@ def _steps_per_call(
     if callbacks.needs_every_step:
         return 1
     left = None if total is None else total - step
-    return dispatch.choose(task, state, training, left, min([training.source.length or 1, *options.edges]))
+    source = training.source
+    longest = source.loader.cut.whole if isinstance(source, Arrays) else 1
+    return dispatch.choose(task, state, training, left, min([longest, *options.edges]))
+
+
+def _sizes(source: Any, step: int, position: Position) -> Sizes | None:
+    """Of which sizes the batches between two steps are, of a run that stands at a step; None if all are of one."""
+    if not isinstance(source, Arrays) or source.loader.cut.even:
+        return None
+    cut = source.loader.cut
+    before = (
+        step - cut.batches(position.epoch) - position.index
+    )  # what the state had seen before this run's first
+    return lambda first, last: cut.sizes(last - before) - cut.sizes(first - before)
+
+
+def _rows(sizes: Sizes, first: int, last: int) -> int:
+    return sum(size * number for size, number in sizes(first, last).items())
 
 
 def _resume_data(source: Any, saved: Any, position: Position) -> None:

@@ -85,7 +85,7 @@ def rehearse(
     run_dir: Any,
     stopped: Callable[[], bool],
 ) -> Rehearsal:
-    """Two steps on the first batch, one validation, a save and a restore, of a state that is thrown away.
+    """Two steps on the first of the largest batches, one validation, a save and a restore, of a state thrown away.
 
     Args:
       task: the Task.
@@ -103,7 +103,9 @@ def rehearse(
     kept = given()
     state = programs.copied(own[0]) if kept is None or kept is own[0] else own.pop()
     try:
-        piece = Piece(*training.placed(*training.source.peek()), 1, False, False)
+        source = training.source
+        first = source.largest() if isinstance(source, Arrays) else source.peek()
+        piece = Piece(*training.placed(*first), 1, False, False, len(first[1]))
         metrics = programs.copied(training.empty)
         marks = [time.perf_counter()]
         with jax.transfer_guard_host_to_device("allow"):

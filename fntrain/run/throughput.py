@@ -5,7 +5,7 @@ Measured where the loop waits anyway. It is no part of the history, which is the
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -69,29 +69,37 @@ class Mark(NamedTuple):
     step: int
 
 
+Sizes = Callable[[int, int], Mapping[int, int]]
+"""How many of the steps behind one, up to another, are of batches of which size."""
+
+
 class Speed:
     """What turns two moments into a Throughput.
 
     Args:
       rows: of a batch.
-      flops: of a step; None where nobody could say what share of the device's they are.
+      flops: of a step, or by the rows of its batch; None where nobody could say what share of the device's they are.
       peak: operations a second of all devices together.
       device: one of them.
       clock: seconds, from wherever.
+      sizes: where not all batches have as many rows, which have how many.
     """
 
     def __init__(
         self,
         rows: int,
-        flops: int | None = None,
+        flops: int | Mapping[int, int] | None = None,
         peak: float | None = None,
         device: Any = None,
         clock: Callable[[], float] | None = None,
+        sizes: Sizes | None = None,
     ):
         self._rows = rows
-        self._share = None if flops is None or peak is None else flops / peak  # seconds of a step at the peak
+        self._flops = {rows: flops} if isinstance(flops, int) else flops
+        self._peak = peak
         self._device = device
         self._clock = clock
+        self._sizes = sizes
 
     def mark(self, step: int) -> Mark:
         """Now, with the steps up to this one done."""
@@ -105,21 +113,33 @@ class Speed:
         steps, seconds = step - before.step, now.seconds - before.seconds
         if steps <= 0 or not seconds > 0:
             return None
-        mfu = None if self._share is None else steps * self._share / seconds
+        sizes = {self._rows: steps} if self._sizes is None else self._sizes(before.step, step)
+        rows, mfu = sum(size * number for size, number in sizes.items()), None
+        if self._flops is not None and self._peak is not None:
+            mfu = sum(self._flops[size] * number for size, number in sizes.items()) / self._peak / seconds
         memory = (
             None if self._device is None else (self._device.memory_stats() or {}).get("peak_bytes_in_use")
         )
-        return Throughput(step, steps, seconds, steps * self._rows / seconds, mfu, memory)
+        return Throughput(step, steps, seconds, rows / seconds, mfu, memory)
 
 
-def speed_of(task: Task, state: TrainState, form: tuple[Any, Any], rows: int) -> Speed:
-    """The Speed of a run's steps; what they cost is read from their program, where the device's peak is known."""
+def speed_of(task: Task, state: TrainState, forms: Mapping[int, Any], sizes: Sizes | None = None) -> Speed:
+    """The Speed of a run's steps; what they cost is read from their program, where the device's peak is known.
+
+    Args:
+      task: the Task.
+      state: where the run starts; only its form counts.
+      forms: the forms of a batch and its weight, by their rows.
+      sizes: where there are several, which steps have how many.
+    """
+    rows = next(iter(forms))
     devices = jax.tree.leaves(state)[0].sharding.device_set
     device = next((x for x in devices if x.process_index == jax.process_index()), None)
     peak = None if device is None else peak_of(device.device_kind)
     if peak is None:
-        return Speed(rows, device=device)
-    return Speed(rows, cost_of(task, state, *form).least_flops, peak * len(devices), device)
+        return Speed(rows, device=device, sizes=sizes)
+    flops = {size: cost_of(task, state, *form).least_flops for size, form in forms.items()}
+    return Speed(rows, flops, peak * len(devices), device, sizes=sizes)
 
 
 def peak_of(kind: str) -> float | None:

@@ -43,6 +43,17 @@ class _Mark(NamedTuple):
 _NARROWEST = 32
 
 
+def _rows(ctx: Any) -> Callable[[int], int] | None:
+    """What says how many rows a step's batch has, where not all have as many."""
+    return getattr(ctx, "rows_before", None)
+
+
+def _work(ctx: Any, first: int, last: int) -> int:
+    """What lies between two steps, by which time goes: steps, or their rows where not all have as many."""
+    rows = _rows(ctx)
+    return last - first if rows is None else rows(last) - rows(first)
+
+
 def _harmless(event: Callable[["ProgressBar", Any], None]) -> Callable[["ProgressBar", Any], None]:
     """An event out of which no failure leads: a display that fails is taken off, and the run goes on."""
 
@@ -180,7 +191,7 @@ class ProgressBar:
         elif len(self._epochs) == 2:
             self._since = self._first_epoch_end
         if self._live is None and self._notebook is None:
-            self._print_line(ctx, now, rate)
+            self._print_line(ctx, now)
             return
         if self._live is not None:
             self._print_row(ctx, rate)
@@ -197,7 +208,7 @@ class ProgressBar:
             _count(len(self._epochs), "epoch"),
             f"{_count(steps, 'step')} in {duration_text(now - self._began)}",
         ]
-        said += self._rates(ctx, self._since.rate(now, ctx.step) if self._since else None)
+        said += self._rates(ctx, self._since, now)
         if getattr(ctx, "stop_reason", None):
             said.append(f"stopped: {ctx.stop_reason}")
         end = "diverged" if getattr(ctx, "diverged", False) else "done"
@@ -264,16 +275,23 @@ class ProgressBar:
     def _redraw(self, ctx: Any) -> None:
         self._draw(ctx, self._clock())
 
-    def _rates(self, ctx: Any, rate: float | None) -> list[str]:
-        if rate is None:
+    def _rates(self, ctx: Any, since: _Mark | None, now: float) -> list[str]:
+        rate = since.rate(now, ctx.step) if since else None
+        if rate is None or since is None:
             return []
-        return [f"{number_text(rate)} steps/s", f"{number_text(rate * ctx.batch_size)} examples/s"]
+        rows = (
+            rate * ctx.batch_size
+            if _rows(ctx) is None
+            else _work(ctx, since.step, ctx.step) / (now - since.time)
+        )
+        return [f"{number_text(rate)} steps/s", f"{number_text(rows)} examples/s"]
 
     def _eta(self, ctx: Any, now: float) -> str:
         rate = self._since.rate(now, ctx.step) if self._since else None
-        if rate is None or ctx.steps is None or ctx.step >= ctx.steps:
+        if rate is None or self._since is None or ctx.steps is None or ctx.step >= ctx.steps:
             return ""
-        return f"ETA {duration_text((ctx.steps - ctx.step) / rate)}"
+        done = _work(ctx, self._since.step, ctx.step) / (now - self._since.time)
+        return f"ETA {duration_text(_work(ctx, ctx.step, ctx.steps) / done)}"
 
     def _shown(self) -> list[str]:
         """List the columns of the epoch's line."""
@@ -284,10 +302,10 @@ class ProgressBar:
         """A column's value, with its interval if it has one."""
         return value_text(name, {column: values[epoch] for column, values in self._columns.items()})
 
-    def _print_line(self, ctx: Any, now: float, rate: float | None) -> None:
+    def _print_line(self, ctx: Any, now: float) -> None:
         parts = [f"epoch {_of(ctx.epoch, ctx.epochs)}"]
         parts += [f"{_short(n)} {self._text(n, -1):<8}" for n in self._shown()]
-        parts += [f"{text:>14}" for text in self._rates(ctx, rate)] + [self._eta(ctx, now)]
+        parts += [f"{text:>14}" for text in self._rates(ctx, self._epoch_since, now)] + [self._eta(ctx, now)]
         self._plain("  ".join(parts))
 
     def _print_row(self, ctx: Any, rate: float | None) -> None:
@@ -382,7 +400,7 @@ class ProgressBar:
     def _speed(self, ctx: Any, now: float) -> list[str]:
         if self._since is None:
             return ["compiling the first step"]
-        return self._rates(ctx, self._since.rate(now, ctx.step))
+        return self._rates(ctx, self._since, now)
 
     def _values(self) -> list[str]:
         """List the running values, in reading order."""

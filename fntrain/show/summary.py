@@ -1,11 +1,13 @@
 """What a run is about to do, in a few lines: devices, memory, what of the optimizer is effective, how many steps."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from .. import tree
+from ..data.cut import in_words
 from ..step.state import TrainState
 from ..step.task import Task
 from ..transforms.adapt import Adapted
@@ -23,7 +25,7 @@ def summary(
     task: Task,
     state: TrainState,
     *,
-    batch_size: int | None = None,
+    batch_size: int | Mapping[float, int] | None = None,
     steps_per_epoch: int | None = None,
     epochs: int | None = None,
     steps: int | None = None,
@@ -37,7 +39,7 @@ def summary(
     Args:
       task: the Task.
       state: its TrainState.
-      batch_size: rows of a batch.
+      batch_size: rows of a batch; or several, by the epochs that are over when each begins.
       steps_per_epoch: batches of an epoch.
       epochs: epochs in all.
       steps: batches in all.
@@ -133,15 +135,19 @@ def _name(tx: Transform) -> str:
     return f"optax's {tx.name}" if isinstance(tx, Adapted) else repr(tx)
 
 
-def _batch(task: Task, batch_size: int | None) -> str:
+def _batch(task: Task, batch_size: Any) -> str:
     if batch_size is None:
         return ""
-    text = f"{batch_size} example{'s' * (batch_size != 1)}"
+    text = f"{in_words(batch_size)} example{'s' * (batch_size != 1)}"
+    if isinstance(batch_size, Mapping):
+        first = batch_size[0]
+        text = f"{first} example{'s' * (first != 1)}{in_words(batch_size).removeprefix(str(first))}"
     if task.microbatches > 1:
         text += f" in {task.microbatches} micro-batches"
     every = accumulated(task.transform)
     if isinstance(every, int) and every > 1:
-        text += f", {every * batch_size} an update ({every} batches each)"
+        each = "" if isinstance(batch_size, Mapping) else f", {every * batch_size} an update"
+        text += f"{each} ({every} batches each)" if each else f", {every} batches an update"
     elif not isinstance(every, int):
         text += f", accumulated over {every!r} batches"
     return text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core.errors import ConfigError
+from ..data.cut import in_words
 from ..run.history import EACH, UNFINISHED
 from ..run.record import RunRecord, read_run
 from ..show.plots.panels import bookkeeping
@@ -16,8 +17,19 @@ from ..step.task import COLUMNS
 
 Row = tuple[str, list[str]]
 
-_OF_THE_PROCESS = ("status", "steps_per_call", "overridden", "task", "parts", "devices", "jax")
-"""Entries of `config.json` that say how a run went, or where; the task in words is in the identity too."""
+_OF_THE_PROCESS = (
+    "status",
+    "steps_per_call",
+    "overridden",
+    "task",
+    "parts",
+    "devices",
+    "processes",
+    "jax",
+    "cut",
+)
+"""Entries of `config.json` that say how a run went, or where; the task in words is in the identity too, and how
+the data is cut follows from the batch size."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -129,7 +141,7 @@ def facts_of(record: RunRecord) -> list[tuple[str, str]]:
         "steps": _of(record.step, config.get("steps")),
         "parameters": f"{config['parameters']:,}" if is_number(config.get("parameters")) else "",
         "data": leaves or data.get("kind") or "",
-        "batch size": str(identity.get("batch_size") or ""),
+        "batch size": in_words(identity.get("batch_size")),
         "devices": ", ".join(config.get("devices", ())),
         **_measured(record),
     }

@@ -15,7 +15,8 @@ from .._core.errors import CheckpointError, ConfigError, DataError, RunMismatchE
 from .._core.typing import Batch
 from ..checkpoint.checkpointer import Checkpointer
 from ..data import feed as feed_lib
-from ..data.arrays import Arrays
+from ..data.arrays import ArrayLoader, Arrays
+from ..data.cut import Cut, Stage, as_json, from_json, largest
 from ..data.feed import Feed
 from ..data.position import Position
 from ..data.source import as_source, fingerprint
@@ -26,7 +27,7 @@ from ..run.epoch import fetched
 from ..run.fit import FitResult
 from ..run.history import plain
 from ..run.identity import compared, identity_of, in_words
-from ..run.prepare import of_this_length
+from ..run.prepare import of_this_length, steps_of
 from ..run.writers import read_rows
 from ..step import programs
 from ..step.provenance import BadStep
@@ -221,8 +222,14 @@ def _of_capsule(task: Task, capsule: str | os.PathLike[str], like: TrainState | 
 def _of_run(where: Path, step: int, task: Task, data: Any, given: TrainState | None) -> ReplayedStep:
     config = _config(where)
     cut = config.get("identity", {}).get("data", {})
-    batch_size, seed = config.get("batch_size", 32), config.get("seed", 0)
+    batch_size, seed = from_json(config.get("batch_size", 32)), config.get("seed", 0)
+    if isinstance(data, ArrayLoader):
+        batch_size = largest(batch_size)  # it has its own
     source = as_source(data, batch_size, shuffle=cut.get("shuffle", True), seed=seed)
+    if (
+        isinstance(source, Arrays) and "cut" in config
+    ):  # that of the whole run, on whatever sizes it was resumed
+        source.loader.cut = Cut(source.loader.rows, map(Stage._make, config["cut"]), source.loader.drop_last)
     task = _as_run(task, config, source)
     _check_same(task, config, source, where)
     if given is not None:
@@ -239,8 +246,8 @@ def _of_run(where: Path, step: int, task: Task, data: Any, given: TrainState | N
         like = saved_form(checkpoints, task, there[-1]) if given is None else given
         state, extra = checkpoints.restore(like, step=there[-1]), checkpoints.extra(step=there[-1])
         position = Position(*extra["position"])
-        if hasattr(source, "restore"):
-            source.restore(extra.get("data_state") or {})
+        if restore := getattr(source, "restore", None):
+            restore(extra.get("data_state") or {})
     else:
         state = programs.copied(given)
     training = Feed(task, state, source, train=True, name="data")
@@ -316,15 +323,14 @@ def _as_run(task: Task, config: dict[str, Any], source: Any) -> Task:
     number = config.get("microbatches") or task.microbatches
     if number != task.microbatches:
         task = dataclasses.replace(task, microbatches=number)
-    steps, epochs = config.get("steps"), config.get("epochs")
-    if steps is None and epochs is not None and source.length is not None:
-        steps = epochs * source.length
-    return of_this_length(task, steps)
+    return of_this_length(task, steps_of(source, config.get("steps"), config.get("epochs")))
 
 
 def _check_same(task: Task, config: dict[str, Any], source: Any, where: Path) -> None:
     """Refuse another task or data than the run's."""
-    batch_size = source.loader.batch_size if isinstance(source, Arrays) else config.get("batch_size", 32)
+    batch_size = (
+        as_json(source.loader.batch_size) if isinstance(source, Arrays) else config.get("batch_size", 32)
+    )
     now = identity_of(task, fingerprint(source), batch_size, config.get("seed", 0))
     parts = compared(config.get("identity", {}), now, in_words(task), where)
     lines = [line for part in parts.values() for line in part]

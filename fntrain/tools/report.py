@@ -149,7 +149,8 @@ def _books(record: RunRecord) -> list[str]:
 
 def _axis(records: list[RunRecord]) -> tuple[str, list[int]]:
     """What the runs are drawn over, and by what each one's steps are to be multiplied."""
-    sizes = [record.config.get("identity", {}).get("batch_size") for record in records]
+    known = [record.config.get("identity", {}).get("batch_size") for record in records]
+    sizes = [size if isinstance(size, int) else None for size in known]  # one that grows has no scale
     if len(set(sizes)) > 1 and all(isinstance(size, int) and size > 0 for size in sizes):
         return "examples", sizes  # type: ignore[return-value]
     return "step", [1] * len(records)

@@ -261,7 +261,7 @@ def test_a_second_compile_can_end_the_run(tmp_path):
 def test_what_changed_is_told_from_what_to_what():
     forms = Forms("ignore")
     state = ft.init_state(TASK, {"w": np.zeros(4, np.float32), "b": np.zeros(2, np.float32)})
-    piece = Piece({"x": np.zeros((3, 2), np.float32)}, None, 1, False, False)
+    piece = Piece({"x": np.zeros((3, 2), np.float32)}, None, 1, False, False, 3)
     forms.compiled(state, None, piece, 1)
     other = piece._replace(batch={"x": np.zeros((2, 2), np.float16), "y": np.zeros(2)})
     forms.compiled(state, None, other, 7)

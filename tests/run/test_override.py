@@ -64,7 +64,7 @@ def test_other_metrics_and_another_batch_size_from_one_epoch_to_the_next(tmp_pat
     assert result.history["mae"][1] > 0
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 32}, {"seed": 1}, {"data": X[:32]}])
+@pytest.mark.parametrize("options", [{"seed": 1}, {"data": X[:32]}])
 def test_not_inside_an_epoch(options, tmp_path):
     place, (name,) = tmp_path / "run", options
     fit(place, steps=6)

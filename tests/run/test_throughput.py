@@ -30,6 +30,15 @@ def test_a_throughput_is_rows_and_operations_over_the_time_between_two_moments()
     assert got == (110, 10, 2.5, 128.0, 1.0, 77)  # 10 steps of 32 rows, 10 * 1000 of 2.5 * 4000 operations
 
 
+def test_steps_of_several_sizes_count_by_what_each_of_them_takes():
+    flops = {32: 1000, 64: 2400}
+    sizes = lambda first, last: {32: 6, 64: last - first - 6}
+    speed = Speed(32, flops, peak=4000.0, clock=iter([10.0, 12.5]).__next__, sizes=sizes)
+    got = speed.since(speed.mark(100), 110)
+    assert got.examples_per_second == (6 * 32 + 4 * 64) / 2.5
+    assert got.mfu == pytest.approx((6 * 1000 + 4 * 2400) / (2.5 * 4000))
+
+
 @pytest.mark.parametrize("now", [10.0, 9.0, float("nan")])
 def test_no_time_is_no_throughput(now):
     speed = Speed(32, clock=lambda: now)
@@ -65,7 +74,7 @@ def test_a_cond_counts_by_its_cheapest_branch_as_every_step_does_that_much(monke
     step = 2 * (2 * 4 * 8 * 8)  # forward, and the kernel's gradient
     assert (cost.flops, cost.least_flops) == (step + 2 * (2 * 8 * 8 * 8), step)
     monkeypatch.setattr("fntrain.run.throughput.peak_of", lambda kind: 1e6)
-    speed = speed_of(task, state, form, 4)
+    speed = speed_of(task, state, {4: form})
     assert speed.since(Mark(0.0, 0), 1).mfu == pytest.approx(step / 1e6 / speed.mark(0).seconds, rel=1e-3)
 
 
@@ -108,6 +117,6 @@ def test_the_clock_is_read_where_the_loop_waits_anyway(monkeypatch):
     waits = []
     monkeypatch.setattr(jax, "block_until_ready", lambda x: waits.append(x) or x)
     with jax.transfer_guard_device_to_host("disallow_explicit"):
-        speed = speed_of(TASK, start(), (jax.ShapeDtypeStruct((2, 3), jnp.float32), None), 2)
+        speed = speed_of(TASK, start(), {2: (jax.ShapeDtypeStruct((2, 3), jnp.float32), None)})
         speed.since(speed.mark(0), 1)
     assert not waits

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 
+from ...data.cut import from_json, largest
 from .evidence import Evidence
 from .rule import Seen, rule
 
@@ -53,7 +54,7 @@ def padding(evidence: Evidence) -> Seen | None:
     size = data.get("batch_size")
     if not size or not shapes or shapes[0] is None:
         return None
-    rows = int(shapes[0][1])
+    rows, size = int(shapes[0][1]), largest(from_json(size))
     computed = -(-rows // size) * size
     share = 0.0 if data.get("drop_last") else 1 - rows / computed
     return Seen(

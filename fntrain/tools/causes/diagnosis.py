@@ -9,6 +9,7 @@ from typing import Any
 from ..._core import check
 from ..._core.errors import CheckpointError, ConfigError
 from ...checkpoint.checkpointer import Checkpointer
+from ...data.cut import from_json, largest
 from ...data.source import as_source
 from ...run.capsule import saved_form
 from ...run.fit import FitResult
@@ -129,7 +130,9 @@ def diagnose(
             state = checkpoints.restore(saved_form(checkpoints, task)) if checkpoints.steps() else None
     batch = weight = None
     if data is not None:
-        batch, weight = as_source(data, config.get("batch_size", 64), shuffle=True, seed=0).peek()
+        batch, weight = as_source(
+            data, largest(from_json(config.get("batch_size", 64))), shuffle=True, seed=0
+        ).peek()
         weight = None if (weight == 1).all() else weight
     rows, goodput, again = known
     return _asked(Evidence(rows, config, goodput, again, task, state, batch, weight))
