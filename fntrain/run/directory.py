@@ -214,7 +214,7 @@ class RunDirectory:
     def _say(self, line: str) -> None:
         """Say what is not as it was before the resume, once."""
         if jax.process_index() == 0:
-            _LOG.warning("`resume`: the run in %s goes on with another %s", self.path, line)
+            _LOG.warning("`resume`: the run in %s goes on otherwise: %s", self.path, line)
 
     def check(self, state: PyTree) -> None:
         """Check that the state can be saved, before the first step.

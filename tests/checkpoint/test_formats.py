@@ -30,14 +30,14 @@ def make_task(rate=0.05):
     return ft.Task(loss_fn, ft.MultiSteps(ft.chain(ft.clip_by_norm(1.0), optimizer), 2))
 
 
-def fit(task, **kwargs):
+def fit(task, batch_size=16, **kwargs):
     params = {"kernel": np.zeros(3, np.float32), "bias": np.zeros((), np.float32)}
     stopping = ft.callbacks.EarlyStopping("loss", patience=5)
     return ft.fit(
         task,
         ft.init_state(task, params, key=3),
         data(),
-        batch_size=16,
+        batch_size=batch_size,
         seed=5,
         progress=False,
         callbacks=[stopping],
@@ -81,3 +81,11 @@ def test_exported_parameters_of_format_1_are_read():
     params = ft.load(SAMPLES / "params_format1.safetensors")
     np.testing.assert_array_equal(params["kernel"], np.arange(6, dtype=np.float32).reshape(2, 3) / 7)
     assert float(params["bias"]) == np.float32(0.1)
+
+
+def test_a_run_of_format_1_goes_on_with_another_batch_size(run):
+    """Its place is counted in batches: behind two of 16 rows of 40, eight are left, and then an epoch of ten times 4."""
+    resumed = fit(make_task(), batch_size=4, run_dir=run, resume=True, override=("batch_size",), epochs=3)
+    assert int(resumed.state.step) == 5 + 2 + 10
+    extra = ft.Checkpointer(run / "checkpoints").extra(step=17)
+    assert extra["data_state"] == {"example": 0, "cut": [[0, 0, 16], [1, 32, 4]]}

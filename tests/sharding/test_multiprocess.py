@@ -270,6 +270,18 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(tmp_path, whole):
         assert a["history"] == b["history"]
 
 
+def test_what_one_process_began_two_go_on_with_at_the_same_example(tmp_path, alone):
+    begun = worker.run(mesh(), tmp_path, steps=6)  # inside the second epoch
+    assert begun["step"] == 6
+    first, second = finished("resumed", tmp_path)
+    assert first["params"] == second["params"]
+    for seen in (first, second):
+        assert_close({k: seen[k] for k in alone}, alone, rtol=1e-5)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["overridden"] == [{"step": 6, "changes": ["processes: saved 1, now 2"]}]
+    assert (config["processes"], config["cut"]) == (2, [[0, 0, 8]])
+
+
 def test_an_exception_in_one_ends_the_others_at_once(tmp_path):
     began = time.monotonic()
     with workers("raises", tmp_path) as started:
