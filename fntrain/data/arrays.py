@@ -1,7 +1,8 @@
 """A data set of arrays, or of examples: mini-batches whose order is a function of (seed, epoch, index)."""
 
+import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import Batch, PyTree
 from .columns import check_range, check_rows, marked, padded
-from .cut import Cut, Place, Sizes, going_on, largest, sizes, stages
+from .cut import Cut, Place, Sizes, Stage, going_on, largest, sizes, stages
 from .examples import Examples, is_examples, refuse_others
 from .position import Position
 from .tensors import at, columns
@@ -213,10 +214,13 @@ class Arrays:
 
     def go_on(self, place: Place) -> None:
         """Cut what is left from a place on as this source is cut, and know how it was cut before."""
-        cut, example = self.loader.cut, min(place.example, self.loader.rows)
-        now = going_on(place.cut, cut.stages, place.epoch, example)
-        self.loader.cut = Cut(cut.rows, now, cut.drop_last)
-        self._begun = place.epoch, example
+        self._begun = place.epoch, min(place.example, self.loader.rows)
+        self.cut_as(going_on(place.cut, self.loader.cut.stages, *self._begun))
+
+    def cut_as(self, stages: Iterable[Stage]) -> None:
+        """Cut batches so; the loader that was given stays as it is."""
+        self.loader = copy.copy(self.loader)
+        self.loader.cut = Cut(self.loader.rows, stages, self.loader.drop_last)
 
     def peek(self) -> tuple[Batch, np.ndarray]:
         """The first batch."""

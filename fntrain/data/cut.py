@@ -204,8 +204,8 @@ class Cut:
 
     @property
     def whole(self) -> int:
-        """Of every epoch so many batches, one behind the other, are of one size and not padded."""
-        return min(max((s.whole for s in self.stretches(edge)), default=0) for edge in self.edges)
+        """The most batches of an epoch, one behind the other, that are of one size and not padded."""
+        return max((s.whole for edge in self.edges for s in self.stretches(edge)), default=0)
 
     @property
     def has_tail(self) -> bool:

@@ -138,10 +138,8 @@ def _name(tx: Transform) -> str:
 def _batch(task: Task, batch_size: Any) -> str:
     if batch_size is None:
         return ""
-    text = f"{in_words(batch_size)} example{'s' * (batch_size != 1)}"
-    if isinstance(batch_size, Mapping):
-        first = batch_size[0]
-        text = f"{first} example{'s' * (first != 1)}{in_words(batch_size).removeprefix(str(first))}"
+    first, *later = in_words(batch_size).split(", ")
+    text = ", ".join([f"{first} example{'s' * (first != '1')}", *later])
     if task.microbatches > 1:
         text += f" in {task.microbatches} micro-batches"
     every = accumulated(task.transform)

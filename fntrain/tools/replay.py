@@ -16,7 +16,7 @@ from .._core.typing import Batch
 from ..checkpoint.checkpointer import Checkpointer
 from ..data import feed as feed_lib
 from ..data.arrays import ArrayLoader, Arrays
-from ..data.cut import Cut, Stage, as_json, from_json, largest
+from ..data.cut import Stage, as_json, from_json, largest
 from ..data.feed import Feed
 from ..data.position import Position
 from ..data.source import as_source, fingerprint
@@ -229,7 +229,7 @@ def _of_run(where: Path, step: int, task: Task, data: Any, given: TrainState | N
     if (
         isinstance(source, Arrays) and "cut" in config
     ):  # that of the whole run, on whatever sizes it was resumed
-        source.loader.cut = Cut(source.loader.rows, map(Stage._make, config["cut"]), source.loader.drop_last)
+        source.cut_as(map(Stage._make, config["cut"]))
     task = _as_run(task, config, source)
     _check_same(task, config, source, where)
     if given is not None:

@@ -40,9 +40,10 @@ def _throughput(record: RunRecord) -> list[str] | None:
         total = sum(x for p in parts for x in p["seconds"].values())
         if steps > 0 and total > 0:
             seconds, source = total / steps, "all its time, over its steps"
-    if seconds is None or not is_number(size):
+    if seconds is None or size is None:
         return None
-    return [f"{number_text(1e3 * seconds)} ms", f"{size / seconds:,.0f}", source]
+    examples = f"{size / seconds:,.0f}" if is_number(size) else ""  # one that grows has no one rate
+    return [f"{number_text(1e3 * seconds)} ms", examples, source]
 
 
 def _time(name: str, parts: Sequence[dict[str, Any]]) -> str:

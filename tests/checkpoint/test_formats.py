@@ -84,7 +84,7 @@ def test_exported_parameters_of_format_1_are_read():
 
 
 def test_a_run_of_format_1_goes_on_with_another_batch_size(run):
-    """Its place is counted in batches: behind two of 16 rows of 40, eight are left, and then an epoch of ten times 4."""
+    """Its place is counted in batches: behind two of 16 rows of 40 eight are left, then an epoch of 10."""
     resumed = fit(make_task(), batch_size=4, run_dir=run, resume=True, override=("batch_size",), epochs=3)
     assert int(resumed.state.step) == 5 + 2 + 10
     extra = ft.Checkpointer(run / "checkpoints").extra(step=17)

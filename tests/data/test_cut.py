@@ -27,7 +27,9 @@ def walked(rows, stages, drop_last, epochs):
     for epoch in range(epochs):
         batches, example = [], 0
         while example < rows:
-            size = [s.size for s in stages if s.epoch < epoch or (s.epoch == epoch and s.example <= example)][-1]
+            size = [s.size for s in stages if s.epoch < epoch or (s.epoch == epoch and s.example <= example)][
+                -1
+            ]
             if not (drop_last and example + size > rows):
                 batches.append((example, size))
             example += size
@@ -53,6 +55,8 @@ def test_a_cut_is_what_walking_over_the_examples_finds(rows, drop_last, case):
         assert +cut.sizes(number) == Counter(size for _, size in every[:number])
     assert cut.has_tail == any(start + size > rows for start, size in every)
     assert cut.even == (case == 0)
+    groups = [[s for s, e in b if s + e <= rows] and [e for s, e in b if s + e <= rows] for b in want]
+    assert cut.whole == max(len(list(same)) for b in groups for _, same in itertools.groupby(b))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,7 @@ def test_a_loader_grows(drop_last):
     assert [len(x) for x in seen] == ([20, 16, 16, 16] if drop_last else [20] * 4)
     batch, _ = next(iter(loader.seek(2, 1)))
     assert len(batch) == 8
-    with pytest.raises(ft.ConfigError, match="at most 2, the batches of an epoch|at most 3"):
+    with pytest.raises(ft.ConfigError, match=r"at most [23], the batches of an epoch"):
         loader.seek(2, 4)
     with pytest.raises(ft.ConfigError, match="leaves nothing: 20 examples, `batch_size` 32"):
         ft.data_loader(np.arange(20), {0: 4, 1: 32}, drop_last=True)

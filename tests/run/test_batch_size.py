@@ -120,7 +120,10 @@ def test_fractions_of_a_run_are_of_the_updates_that_these_batches_make(tmp_path)
     result = fit({0: 4, 1: 8}, task=task, epochs=3, run_dir=place)
     want = ft.schedules.linear(0.5, 0.1, 6 + 3 + 3)
     assert result.history["learning_rate"] == pytest.approx([float(want(n)) for n in (5, 8, 11)])
-    assert json.loads((place / "config.json").read_text())["identity"]["task"]["tx"]["learning_rate"]["steps"] == 12
+    assert (
+        json.loads((place / "config.json").read_text())["identity"]["task"]["tx"]["learning_rate"]["steps"]
+        == 12
+    )
 
 
 def test_a_window_of_accumulation_is_a_mean_over_examples_across_a_stage():
@@ -141,7 +144,10 @@ def test_a_resume_in_any_stage_has_the_bits_of_the_run_that_was_not_stopped(tmp_
         place = tmp_path / f"at_{step}"
         fit(GROWS, run_dir=place, **{**options, "epochs": None, "steps": step})
         resumed = fit(GROWS, run_dir=place, resume=True, **options)
-        assert np.asarray(resumed.state.params["w"]).tobytes() == np.asarray(straight.state.params["w"]).tobytes()
+        assert (
+            np.asarray(resumed.state.params["w"]).tobytes()
+            == np.asarray(straight.state.params["w"]).tobytes()
+        )
         assert resumed.history.rows() == straight.history.rows()
 
 
@@ -167,7 +173,9 @@ def test_rehearsed_is_the_largest_batch(tmp_path):
 
 def test_what_comes_in_batches_has_no_say(tmp_path):
     for data in ([X[:4]] * 3, lambda epoch: [X[:4]], ft.data_loader(X, 4)):
-        with pytest.raises(ft.ConfigError, match="`batch_size` says when batches of arrays.*`data` gives batches"):
+        with pytest.raises(
+            ft.ConfigError, match=r"`batch_size` says when batches of arrays.*`data` gives batches"
+        ):
             fit({0: 4, 1: 8}, data, epochs=1)
     rows = Rows()
     fit(7, ft.data_loader(X, {0: 4, 1: 8}, drop_last=True), rows=rows, epochs=2)  # a loader's own
@@ -201,9 +209,8 @@ def test_resumed_inside_an_epoch_with_another_size_every_row_comes_once(other, d
     killed(place, 9)
     with pytest.raises(ft.CheckpointMismatchError, match=r'override=\(.*"batch_size",\)'):
         fit(4, data(other), epochs=4, run_dir=place, resume=True)
-    result = fit(
-        4, data(other), rows=after, epochs=4, run_dir=place, resume=True, override=("batch_size", "callbacks")
-    )
+    given, override = data(other), ("batch_size", "callbacks")
+    result = fit(4, given, rows=after, epochs=4, run_dir=place, resume=True, override=override)
     seen = before.steps[:9] + after.steps
     for epoch in range(4):
         rows = [x for e, step in seen if e == epoch + 1 for x in step]
@@ -218,6 +225,7 @@ def test_resumed_inside_an_epoch_with_another_size_every_row_comes_once(other, d
     assert noted == {"step": 9, "changes": [line]}
     assert line in caplog.text
     assert config["cut"][0] == [0, 0, 4]
+    assert given.cut.stages[0].size != 4  # the loader that was given is as it was
     # It is the run's own now, and goes on so; back again is a change too.
     more = fit(4, data(other), epochs=5, run_dir=place, resume=True)
     assert int(more.state.step) == len(seen) + len(more_of(other, drop_last))

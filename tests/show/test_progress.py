@@ -239,6 +239,17 @@ def test_the_first_call_may_be_a_chunk():
     assert rate_and_eta(run.text) == (10.0, 320.0, "0:30")
 
 
+def test_where_batches_grow_rates_and_what_remains_are_of_rows():
+    rows = lambda step: 32 * min(step, 20) + 64 * max(0, step - 20)  # twice as large from the third epoch on
+    run = Run(rows_before=rows).begin()
+    for epoch in (1, 2):
+        run.epoch(epoch, loss=1.0)
+    assert rate_and_eta(run.text.splitlines()[1]) == (10.0, 320.0, "0:04")  # 1,280 rows, at 320 a second
+    run.epoch(3, seconds=0.2, loss=1.0)
+    # 20 steps, 960 rows, in 3 s since the first epoch's end; 640 rows remain.
+    assert rate_and_eta(run.text.splitlines()[2]) == (5.0, 320.0, "0:02")
+
+
 def test_a_run_of_one_call_has_no_rate_rather_than_a_wrong_one():
     run = Run(epochs=1, steps=10).begin()
     run.steps(1, 60.0, chunk=10)

@@ -112,6 +112,14 @@ def test_other_lengths_and_batches():
     assert "run" not in facts(None, task=task)
 
 
+def test_a_batch_size_that_grows_is_told_in_epochs_gone_by():
+    task = ft.Task(loss_fn, ft.MultiSteps(ft.optimizers.sgd(0.1), 4))
+    sizes = {0: 32, 3: 64, 6.5: 128}
+    found = facts(None, task=task, batch_size=sizes, epochs=10, steps=100)
+    assert found["batch"] == "32 examples, 64 after 3 epochs, 128 after 6.5 epochs, 4 batches an update"
+    assert found["run"] == "10 epochs: 100 steps, 25 updates"
+
+
 def test_bytes():
     assert [bytes_text(n) for n in (0, 999, 1000, 123456, 10**12, 10**16)] == [
         "0 B",
