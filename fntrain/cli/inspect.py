@@ -1,17 +1,14 @@
 """`fntrain inspect RUN`."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import tree
 from ..data.cut import in_words
-from ..run.record import config_of, rows_of, task_in_words
+from ..run.record import read_run, task_in_words
 from .parser import Commands, add_run
 from .parts import show_parts
 from .table import Page
-
-if TYPE_CHECKING:
-    from ..checkpoint.checkpointer import Checkpointer
 
 
 def add(commands: Commands) -> None:
@@ -22,20 +19,19 @@ def add(commands: Commands) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from ..checkpoint.checkpointer import Checkpointer
     from ..checkpoint.params import restore_params
 
-    config, rows = config_of(args.path), rows_of(args.path)
-    checkpoints, page = Checkpointer(args.path / "checkpoints"), Page()
+    run = read_run(args.path)
+    config, rows = run.config, run.rows
+    page = Page()
     page.table(str(args.path), ("", ""), _summary(config, rows))
     show_parts(page, args.path, config)
     if rows:
         title = f"metrics of epoch {rows[-1].get('epoch', len(rows))}"
         page.table(title, ("", "train", "validation"), _metrics(rows[-1]), "lrr")
-    if checkpoints.steps():
-        header = ("step", "epoch", "val_loss", "")
-        page.table("checkpoints", header, _checkpoints(checkpoints, rows), "rrrl")
-        params = restore_params(checkpoints.directory)
+    if run.checkpoints:
+        page.table("checkpoints", *run.saved(), "rrrl")
+        params = restore_params(run.checkpointer.directory)
         page.table("parameters", ("path", "shape", "dtype", "count"), _leaves(params), "lllr")
     else:
         page.line("no checkpoint yet")
@@ -74,20 +70,6 @@ def _metrics(row: dict[str, Any]) -> list[tuple[str, ...]]:
     row = {n: x for n, x in row.items() if n not in ("epoch", "step") and not isinstance(x, list | dict)}
     names = dict.fromkeys(name.removeprefix("val_") for name in row if not is_end(name, row))
     return [(n, *(value_text(m, row) if m in row else "" for m in (n, f"val_{n}"))) for n in names]
-
-
-def _checkpoints(checkpoints: "Checkpointer", rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    from ..show.text import number_text
-
-    steps, best = checkpoints.steps(), checkpoints.best_step
-    at_step = {row.get("step"): row for row in rows}
-    out = []
-    for step in steps:
-        row = at_step.get(step, {})  # a step within an epoch has none
-        loss = number_text(row["val_loss"]) if "val_loss" in row else ""
-        said = ["best"] * (step == best) + ["newest"] * (step == steps[-1])
-        out.append((str(step), str(row.get("epoch", "")), loss, ", ".join(said)))
-    return out
 
 
 def _leaves(params: Any) -> list[tuple[str, ...]]:

@@ -34,7 +34,7 @@ def _row(directory: Path, run: RunRecord | tuple[Path, str]) -> tuple[str, ...]:
         return (str(run[0].relative_to(directory)), "damaged", "", "", run[1], "", "")
     from ..show.text import number_text
 
-    column = "val_loss" if "val_loss" in run.columns else "loss"
+    column = run.told
     best = run.best(column)
     said = ("", "") if best is None else (f"{column} {number_text(best[column])}", str(best.get("step", "")))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.when))

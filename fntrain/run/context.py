@@ -67,6 +67,7 @@ class LoopContext:
       bad_steps: whether a callback has found the run's steps bad, so that the first is worth keeping.
       save_requested: whether a callback has asked for a checkpoint.
       data_seconds: how long the loop has waited for batches in all; None where nobody counts.
+      compile_seconds: how long this call of `fit` has traced and compiled; 0 where nobody counts.
       throughput: how fast the steps since the log before were, at `on_log`; those of the epoch, its
         validation included (in a process's first epoch from behind the first dispatch, which compiles), at
         `on_epoch_end`. None where nothing was measured. No part of the history.
@@ -101,6 +102,7 @@ class LoopContext:
     bad_steps: bool = False
     save_requested: bool = False
     data_seconds: float | None = None
+    compile_seconds: float = 0.0
     throughput: Throughput | None = None
     rows_before: Callable[[int], int] | None = None
     columns: Callable[[], list[str]] | None = None

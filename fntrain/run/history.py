@@ -174,12 +174,17 @@ def direction(
 
     A part of a loss is not known: its coefficient may be negative.
     """
+    return declared({name: metric.better for name, metric in metrics.items()}, column, prefixes)
+
+
+def declared(betters: Mapping[str, Any], column: str, prefixes: Sequence[str]) -> Direction | None:
+    """The same by what metrics have said, as `config.json` keeps it: `Metric.better` by the metric's name."""
     prefix = max((p for p in prefixes if column.startswith(p)), key=len, default="")
     path = column.removeprefix(prefix).split("/")
     for i in range(len(path), 0, -1):
-        metric = metrics.get("/".join(path[:i]))
-        if metric is not None:
-            better: Any = metric.better
+        name = "/".join(path[:i])
+        if name in betters:
+            better: Any = betters[name]
             for key in path[i:]:
                 better = better.get(key) if isinstance(better, Mapping) else None
             return better if isinstance(better, str) else None  # type: ignore[return-value]

@@ -36,7 +36,7 @@ from .directory import RunDirectory
 from .epoch import fetched, updates_of
 from .events import CallbackList
 from .forms import Forms
-from .goodput import CALLBACKS, CHECKPOINT, DATA, STEP, VALIDATION, Meter
+from .goodput import CALLBACKS, CHECKPOINT, COMPILE, DATA, STEP, VALIDATION, Meter
 from .history import UNFINISHED, History, plain, plain_rows
 from .options import Options
 from .rescue import Rescue, gone_back, has_finite_params
@@ -122,6 +122,7 @@ class Loop:
     def _call(self, event: str) -> None:
         """Call those who listen to an event, on their time."""
         was = self.meter.to(CALLBACKS)
+        self.ctx.compile_seconds = self.meter.cells[COMPILE]
         self.callbacks.call(event, self.ctx)
         self.meter.to(was)
 

@@ -28,7 +28,7 @@ from ..data.source import as_source, fingerprint
 from ..data.stream import Stream
 from ..schedules.lengths import resolved, waits
 from ..show.progress import ProgressBar
-from ..show.summary import summary
+from ..show.summary import resumed as from_where, summary
 from ..step import members, programs
 from ..step.compiled import device_budget, fewest_microbatches
 from ..step.state import TrainState
@@ -201,6 +201,7 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         )
     batch_size = source.loader.batch_size if isinstance(source, Arrays) else options.batch_size
     identity = identity_of(task, fingerprint(source), as_json(batch_size), options.seed)
+    keep = _keep(task, feeds, options)
     config: dict[str, Any] = dict(
         epochs=options.epochs,
         steps=options.steps,
@@ -210,10 +211,13 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         devices=[str(d) for d in jax.devices()],
         processes=jax.process_count(),
         jax=jax.__version__,
+        better={name: metric.better for name, metric in task.metrics.items()},
+        prefixes=_prefixes(feeds.validation),
+        best=None if keep.best is None else dict(column=keep.best[0], mode=keep.best[1]),
     )
     if isinstance(source, Arrays):
         config["cut"] = [list(stage) for stage in source.loader.cut.stages]
-    more = in_words(task), options.override, _keep(task, feeds, options)
+    more = in_words(task), options.override, keep
     return RunDirectory(options.run_dir, identity, config, options.resume, *more)
 
 
@@ -297,6 +301,9 @@ def loop(
                 steps_per_call=chunk,
             )
         )
+        if run is not None and resumed:
+            updates, where = int(jax.device_get(members.first(state.updates))), run.checkpointer.path(step)
+            print(from_where(task, state, step=step, steps=total, updates=updates, where=where))
     sizes = _sizes(source, step, position)
     ctx = LoopContext(
         task=task,

@@ -9,9 +9,11 @@ from typing import Any
 
 from .._core import check
 from .._core.errors import ConfigError, DataError
+from .._core.ranking import Direction, best_of
 from ..checkpoint.checkpointer import Checkpointer
-from ..show.text import best_index, is_number
-from .history import UNFINISHED
+from ..checkpoint.keep import Keep
+from ..show.text import best_index, is_number, number_text
+from .history import UNFINISHED, declared
 from .lock import is_held
 from .writers import read_rows
 
@@ -75,21 +77,66 @@ class RunRecord:
         """What the run measured, by column, one entry a row; None where a row has no such value."""
         return {name: [row.get(name) for row in self.rows] for row in self.rows for name in row}
 
+    @property
+    def ranked(self) -> tuple[str, Direction]:
+        """The column by which the best checkpoint is found, and which of its values are better."""
+        said = self.config.get("best") or {}
+        try:
+            return Keep(best=(said["column"], said["mode"])).best  # type: ignore[return-value]
+        except (KeyError, TypeError, ConfigError):  # an earlier version's run, or no document of ours
+            return Keep().best  # type: ignore[return-value]
+
+    @property
+    def told(self) -> str:
+        """The column that tells most of the run in one number: by which it is ranked, or `loss` if it has not that."""
+        column, _ = self.ranked
+        return column if column in self.columns else "loss"
+
+    @functools.cached_property
+    def checkpointer(self) -> Checkpointer:
+        """What is saved, to be read; it ranks as the run did."""
+        return Checkpointer(self.path / "checkpoints", Keep(best=self.ranked))
+
     @functools.cached_property
     def checkpoints(self) -> list[int]:
         """The steps that are saved."""
-        return Checkpointer(self.path / "checkpoints").steps()
+        return self.checkpointer.steps()
 
     @functools.cached_property
     def best_checkpoint(self) -> int | None:
-        """The saved step of the best `val_loss`; None if there is none."""
-        return Checkpointer(self.path / "checkpoints").best_step
+        """The saved step that is the best by `ranked`; None if there is none."""
+        return self.checkpointer.best_step
+
+    def best_index(self, column: str, values: list[Any]) -> int | None:
+        """Which of a column's values is the best finite one; None where there is none, or nothing says what is better.
+
+        That is for the run's metrics to say, and the name decides only for a run that has not kept what they said.
+        """
+        if column == self.ranked[0]:
+            return best_of(dict(enumerate(values)), self.ranked[1])
+        betters = self.config.get("better")
+        if betters is None:
+            return best_index(column, values)
+        known = declared(betters, column, self.config.get("prefixes", ("val_",)))
+        return None if known is None else best_of(dict(enumerate(values)), known)
 
     def best(self, column: str) -> dict[str, Any] | None:
-        """The row with the best finite value of a column; None where there is none, or its name does not tell."""
+        """The row with the best finite value of a column; None where `best_index` has none."""
         values = [x if is_number(x) else None for x in self.columns.get(column, [])]
-        found = best_index(column, values)
+        found = self.best_index(column, values)
         return None if found is None else self.rows[found]
+
+    def saved(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The checkpoints as a table, its head and its rows: step, epoch, the value by which, which is best."""
+        column, (best, newest) = self.told, (self.best_checkpoint, max(self.checkpoints, default=None))
+        at = {row.get("step"): row for row in self.rows}  # a step within an epoch may have none
+        rows = []
+        for step in self.checkpoints:
+            row = at.get(step, {})
+            said = ["best"] * (step == best) + ["newest"] * (step == newest)
+            value = number_text(row[column]) if column in row else ""
+            rows.append((str(step), str(row.get("epoch", "")), value, ", ".join(said)))
+        return ("step", "epoch", column, ""), rows
 
 
 def read_run(path: Any) -> RunRecord:

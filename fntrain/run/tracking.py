@@ -10,13 +10,13 @@ import jax
 
 from .._core.files import write_text
 from .._core.lenient import Lenient
-from ..checkpoint.checkpointer import Checkpointer
 from ..protocols import Tracker
 from ..show.text import is_number
 from ..step.task import COLUMNS
 from .context import LoopContext
 from .history import UNFINISHED
 from .identity import in_words
+from .record import read_run
 
 THROUGHPUT = ("examples_per_second", "mfu", "memory_bytes")
 """What is sent of a run's throughput, under `throughput/`."""
@@ -84,7 +84,7 @@ class Tracking:
         if self._pool and ctx.run_dir is not None and getattr(self.tracker, "checkpoints", False):
             self._pool.shutdown()  # what was measured comes first
             with self._lenient:
-                saved = Checkpointer(Path(ctx.run_dir) / "checkpoints")
+                saved = read_run(ctx.run_dir).checkpointer
                 for step in sorted({saved.best_step, saved.latest_step} - {None}):  # type: ignore[type-var]
                     self.tracker.artifact(saved.path(step), f"checkpoints/{step}")  # type: ignore[attr-defined,arg-type]
         self.close(ctx.status)

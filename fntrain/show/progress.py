@@ -14,7 +14,16 @@ from .streams import LogsAbove
 
 if TYPE_CHECKING:
     from rich.console import Console
-from .text import best_index, duration_text, is_end, is_number, number_text, reading_order, value_text
+from .text import (
+    best_index,
+    duration_text,
+    is_end,
+    is_number,
+    number_text,
+    reading_order,
+    spent_text,
+    value_text,
+)
 
 REFRESH_SECONDS = 0.1  # drawing more often than this costs time that nobody sees
 
@@ -29,14 +38,20 @@ _DETAILS = {"grad_norm_max", "clip_factor", "loss_scale"}  # in the table at the
 
 
 class _Mark(NamedTuple):
-    """A moment of the run, from which a rate is counted."""
+    """A moment of the run, from which a rate is counted: by a clock that stands still while something is compiled."""
 
     time: float
     step: int
 
-    def rate(self, now: float, step: int) -> float | None:
+    @classmethod
+    def of(cls, now: float, ctx: Any) -> "_Mark":
+        """Where the run stands."""
+        return cls(now - getattr(ctx, "compile_seconds", 0.0), ctx.step)
+
+    def rate(self, now: "_Mark") -> float | None:
         """Count the steps a second since then; None before anything can be said."""
-        return (step - self.step) / (now - self.time) if step > self.step and now > self.time else None
+        steps, seconds = now.step - self.step, now.time - self.time
+        return steps / seconds if steps > 0 and seconds > 0 else None
 
 
 # Columns: in less a bar and a table say nothing, and a width of 0 is one that nobody knows.
@@ -78,9 +93,8 @@ class ProgressBar:
 
     Only numbers that are on the host already are shown, so no step waits for it: drawing happens at most
     ten times a second, and a step at which none is due costs the reading of a clock. Rates are steps by wall
-    time, validation included, so that rate and remaining time agree. The first step of a process, which
-    compiles, does not count; nor, once two epochs are over, does the first of them, which compiled the
-    validation.
+    time, validation included, so that rate and remaining time agree; what was compiling is left out, and said at
+    the end. The first step of a process does not count; nor, once two epochs are over, does the first of them.
 
     A display that fails (a pipe that is closed, a disk that is full) is said once, by a warning, and taken off; what
     an output's encoding lacks is shown as `?`. While somebody else draws below the text (another bar, of Rich or of
@@ -155,7 +169,7 @@ class ProgressBar:
     def on_epoch_begin(self, ctx: Any) -> None:
         """Start the clock of the epoch."""
         if self._since is not None:
-            self._epoch_since = _Mark(self._clock(), ctx.step)
+            self._epoch_since = _Mark.of(self._clock(), ctx)
 
     def on_step_end(self, ctx: Any) -> None:
         """Draw, if that is due."""
@@ -163,7 +177,7 @@ class ProgressBar:
         if now < self._due:
             return
         if self._since is None:
-            self._since = self._epoch_since = _Mark(now, ctx.step)
+            self._since = self._epoch_since = _Mark.of(now, ctx)
         self._due = math.inf
         if self._live is not None or self._notebook is not None:
             self._redraw(ctx)
@@ -184,10 +198,10 @@ class ProgressBar:
             values.append(row.get(name))
         self._columns = {name: self._columns[name] for name in sorted(self._columns, key=reading_order)}
         self._epochs.append(ctx.epoch)
-        rate = self._epoch_since.rate(now, ctx.step) if self._epoch_since else None
+        rate = self._epoch_since.rate(_Mark.of(now, ctx)) if self._epoch_since else None
         self._speeds.append(rate)
         if len(self._epochs) == 1:
-            self._first_epoch_end = _Mark(now, ctx.step)
+            self._first_epoch_end = _Mark.of(now, ctx)
         elif len(self._epochs) == 2:
             self._since = self._first_epoch_end
         if self._live is None and self._notebook is None:
@@ -206,7 +220,7 @@ class ProgressBar:
         steps = ctx.step - ctx.resumed_step
         said = [
             _count(len(self._epochs), "epoch"),
-            f"{_count(steps, 'step')} in {duration_text(now - self._began)}",
+            f"{_count(steps, 'step')} in {spent_text(now - self._began)}{_compiling(ctx)}",
         ]
         said += self._rates(ctx, self._since, now)
         if getattr(ctx, "stop_reason", None):
@@ -276,21 +290,23 @@ class ProgressBar:
         self._draw(ctx, self._clock())
 
     def _rates(self, ctx: Any, since: _Mark | None, now: float) -> list[str]:
-        rate = since.rate(now, ctx.step) if since else None
+        """The rates from a moment to now."""
+        mark = _Mark.of(now, ctx)
+        rate = since.rate(mark) if since else None
         if rate is None or since is None:
             return []
         rows = (
             rate * ctx.batch_size
             if _rows(ctx) is None
-            else _work(ctx, since.step, ctx.step) / (now - since.time)
+            else _work(ctx, since.step, ctx.step) / (mark.time - since.time)
         )
         return [f"{number_text(rate)} steps/s", f"{number_text(rows)} examples/s"]
 
     def _eta(self, ctx: Any, now: float) -> str:
-        rate = self._since.rate(now, ctx.step) if self._since else None
-        if rate is None or self._since is None or ctx.steps is None or ctx.step >= ctx.steps:
+        since, mark = self._since, _Mark.of(now, ctx)
+        if since is None or since.rate(mark) is None or ctx.steps is None or ctx.step >= ctx.steps:
             return ""
-        done = _work(ctx, self._since.step, ctx.step) / (now - self._since.time)
+        done = _work(ctx, since.step, ctx.step) / (mark.time - since.time)
         return f"ETA {duration_text(_work(ctx, ctx.step, ctx.steps) / done)}"
 
     def _shown(self) -> list[str]:
@@ -458,6 +474,12 @@ def _of(n: int, total: int | None) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" + "s" * (n != 1)
+
+
+def _compiling(ctx: Any) -> str:
+    """What of the run's time was compiling, if it was any to speak of."""
+    seconds = getattr(ctx, "compile_seconds", 0.0)
+    return f" ({spent_text(seconds)} compiling)" if seconds >= 0.1 else ""
 
 
 def _is_bad(x: Any) -> bool:

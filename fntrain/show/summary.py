@@ -8,6 +8,7 @@ import jax
 
 from .. import tree
 from ..data.cut import in_words
+from ..schedules import Schedule
 from ..step.state import TrainState
 from ..step.task import Task
 from ..transforms.adapt import Adapted
@@ -72,6 +73,35 @@ def summary(
         "run": _length(task, steps_per_epoch, epochs, steps, steps_per_call),
     }
     return "\n".join(f"{label:<10}  {text}" for label, text in facts.items() if text)
+
+
+def resumed(task: Task, state: TrainState, *, step: int, steps: int | None, updates: int, where: Any) -> str:
+    """Describe from where a run goes on, and where its schedules stand.
+
+    Args:
+      task: the Task.
+      state: the TrainState that was restored.
+      step: the batches that it has seen.
+      steps: batches in all; None if nobody knows.
+      updates: the updates that it has had, which schedules count.
+      where: the checkpoint.
+
+    Examples:
+      >>> import fntrain as ft, numpy as np
+      >>> tx = ft.optimizers.sgd(ft.schedules.cosine(0.1, 600))
+      >>> task = ft.Task(lambda p, b, ctx: ft.losses.mse(b @ p["w"], b[:, 0]), tx)
+      >>> state = ft.init_state(task, {"w": np.zeros(3, np.float32)})
+      >>> print(resumed(task, state, step=50, steps=600, updates=50, where="runs/one/checkpoints/50"))
+      resumed     at step 50 of 600 from runs/one/checkpoints/50
+      schedule    learning_rate=cosine(start=0.1, steps=600), at update 50 of 600
+    """
+    lines = [f"{'resumed':<10}  at step {step}{'' if steps is None else f' of {steps}'} from {where}"]
+    for stage in walk(task.transform, tree.split(state.params)[0]):
+        for name, x in (stage.tx.call.arguments if stage.tx.call is not None else {}).items():
+            if isinstance(x, Schedule) and not stage.tx.stages:
+                length = "" if x.steps is None else f" of {x.steps}"
+                lines.append(f"{'schedule':<10}  {name}={x!r}, at update {updates}{length}")
+    return "\n".join(dict.fromkeys(lines))
 
 
 def _devices(state: TrainState) -> str:

@@ -145,3 +145,15 @@ def duration_text(seconds: float) -> str:
     if days:
         return f"{days} d {h:02}:{m:02}:{s:02}"
     return f"{h}:{m:02}:{s:02}" if h else f"{m}:{s:02}"
+
+
+def spent_text(seconds: float) -> str:
+    """Write what something took: as `duration_text` from ten seconds on, and less in seconds, with what tells.
+
+    Examples:
+      >>> [spent_text(s) for s in (0, 0.00042, 0.58, 7.43, 754)]
+      ['0.0 s', '0.42 ms', '0.58 s', '7.4 s', '12:34']
+    """
+    if round(seconds, 1) >= 10:
+        return duration_text(seconds)
+    return f"{1e3 * seconds:.2g} ms" if 0 < seconds < 0.01 else f"{seconds:#.2g} s"

@@ -14,22 +14,7 @@ from ..run.record import RunRecord, read_run
 from ..show.plots.panels import bookkeeping
 from ..show.text import is_end, is_number, reading_order, value_text
 from ..step.task import COLUMNS
-
-Row = tuple[str, list[str]]
-
-_OF_THE_PROCESS = (
-    "status",
-    "steps_per_call",
-    "overridden",
-    "task",
-    "parts",
-    "devices",
-    "processes",
-    "jax",
-    "cut",
-)
-"""Entries of `config.json` that say how a run went, or where; the task in words is in the identity too, and how
-the data is cut follows from the batch size."""
+from .differences import OF_THE_PROCESS, Row, differences
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -39,7 +24,7 @@ class Comparison:
     Attributes:
       names: what each run is called: its directory, as far as that tells it from the others.
       facts: what is known of each, in words, one entry a run: status, steps, the best and the last values.
-      differences: the entries of the configurations that are not the same in all, likewise.
+      differences: the arguments that are not the same in all, likewise, by the names that they were given by.
       configuration: all entries of the configurations, likewise.
     """
 
@@ -84,7 +69,7 @@ def compare(runs: Iterable[Any]) -> Comparison:
       >>> [values for name, values in compared.facts if name == "loss, best"]
       [['0.6400 at step 2', '0.3600 at step 2']]
       >>> [name for name, values in compared.differences]
-      ['identity.task.tx.learning_rate']
+      ['tx.learning_rate']
     """
     records = read_all(runs)
     names = names_of(records)
@@ -98,7 +83,7 @@ def compare(runs: Iterable[Any]) -> Comparison:
     return Comparison(
         names,
         [(name, [texts.get(i, "") for i in range(len(records))]) for name, texts in facts.items()],
-        _different(configuration),
+        differences([record.config for record in records]),
         configuration,
     )
 
@@ -185,7 +170,7 @@ _ABSENT = object()
 
 
 def _configuration(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _OF_THE_PROCESS}
+    return {name: value for name, value in config.items() if name not in OF_THE_PROCESS}
 
 
 def _flat(x: Any, path: str = "") -> Iterable[tuple[str, Any]]:
@@ -198,16 +183,6 @@ def _flat(x: Any, path: str = "") -> Iterable[tuple[str, Any]]:
             yield from _flat(value, f"{path}.{i}")
     else:
         yield path, x
-
-
-def _different(configuration: Iterable[Row]) -> list[Row]:
-    """The entries that are not the same in all runs; of several that say the same, the one that lies highest."""
-    found: dict[tuple[str, ...], Row] = {}
-    for path, values in configuration:
-        said = (path.rpartition(".")[2], *values)
-        if len(set(values)) > 1 and (said not in found or path.count(".") < found[said][0].count(".")):
-            found[said] = (path, values)
-    return list(found.values())
 
 
 def _value(x: Any) -> str:

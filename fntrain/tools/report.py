@@ -19,9 +19,9 @@ from ..show.report.chart import Series, chart, is_finite
 from ..show.report.page import Section, page
 from ..show.report.tables import matrix, table
 from ..show.schedule_text import schedules_in
-from ..show.text import best_index, is_confusion, is_number, number_text, reading_order
+from ..show.text import is_confusion, is_number, reading_order
 from .compare import Comparison, compare, curves_of, names_of, read_all
-from .report_speed import diagnosis, speed
+from .report_speed import diagnosis, speed, titled
 
 MOST_DOTS = 60  # of a curve with more rows, only what a line does not show is marked
 MOST_SAMPLES, MOST_BYTES = 24, 2_000_000  # of a run, and of one of them: the page holds them all
@@ -74,18 +74,19 @@ def report(runs: Iterable[Any], out: Any = None, *, title: str | None = None) ->
 
 def _sections(records: list[RunRecord], compared: Comparison) -> list[tuple[str, str]]:
     each = list(zip(compared.names, records))
+    titles = compared.names if len(records) > 1 else [""]
     return [
         ("Summary", table(["", *compared.names], [[n, *v] for n, v in compared.facts], caption="Summary")),
-        ("Diagnosis", "".join(diagnosis(name, record) for name, record in each)),
+        ("Diagnosis", "".join(map(diagnosis, titles, records))),
         (
             "Curves",
             _grid(_curves(records, lambda name: name not in SLIM)) or "<p>No epoch has ended yet.</p>",
         ),
-        ("Learning rate", _grid([*_curves(records, lambda name: name in SLIM), *_planned(each)])),
+        ("Learning rate and norms", _grid([*_curves(records, lambda name: name in SLIM), *_planned(each)])),
         ("Speed and memory", speed(each) + _grid(_curves(records, lambda name: False, books=True))),
         ("Confusion", _beside(_matrices(each))),
         ("Samples", _beside([figure for name, record in each for figure in _samples(name, record)])),
-        ("Checkpoints", "".join(_checkpoints(name, record) for name, record in each)),
+        ("Checkpoints", "".join(map(_checkpoints, titles, records))),
         ("Configuration", _configuration(compared)),
     ]
 
@@ -180,7 +181,7 @@ def _lines(record: RunRecord, label: str, name: str, color: int, scale: int, run
                 color=color if runs > 1 else int(column.startswith("val_")),
                 dashed=runs > 1 and both and kind == "training",
                 dots=range(len(ys)) if len(ys) <= MOST_DOTS and runs == 1 else inside,
-                best=best_index(column, ys) if last else None,
+                best=record.best_index(column, ys) if last else None,
                 listed=last or runs == 1,
             )
         )
@@ -267,18 +268,10 @@ def _sample(title: str, path: Path) -> str:
 
 
 def _checkpoints(name: str, record: RunRecord) -> str:
-    steps = record.checkpoints
-    if not steps:
-        return f'<p class="quiet">{html.escape(name)} has no checkpoint.</p>'
-    at = {row.get("step"): row for row in record.rows}
-    rows = []
-    for step in steps:
-        row = at.get(step, {})
-        said = ["best"] * (step == record.best_checkpoint) + ["newest"] * (step == steps[-1])
-        loss = number_text(row["val_loss"]) if "val_loss" in row else ""
-        rows.append([str(step), str(row.get("epoch", "")), loss, ", ".join(said)])
-    head = ["step", "epoch", "val_loss", ""]
-    return f"<h3>{html.escape(name)}</h3>{table(head, rows, caption=f'Checkpoints of {name}')}"
+    if not record.checkpoints:
+        return f'<p class="quiet">{html.escape(name) or "The run"} has no checkpoint.</p>'
+    head, rows = record.saved()
+    return titled(name) + table(head, rows, caption=f"Checkpoints of {name}" if name else "Checkpoints")
 
 
 def _configuration(compared: Comparison) -> str:
@@ -294,5 +287,6 @@ def _configuration(compared: Comparison) -> str:
     rows = [[path, *values] for path, values in compared.configuration]
     if rows:
         whole = table(head, rows, caption="The whole configuration")
-        parts.append(f"<details><summary>The whole configuration</summary>{whole}</details>")
+        alone = " open" * (len(compared.names) == 1)
+        parts.append(f"<details{alone}><summary>The whole configuration</summary>{whole}</details>")
     return "".join(parts)

@@ -10,7 +10,12 @@ import numpy as np
 from .._core.errors import CheckpointError, ConfigError, DataError
 from ..run.record import RunRecord
 from ..show.report.tables import bars, table
-from ..show.text import duration_text, is_number, number_text
+from ..show.text import is_number, number_text, spent_text
+
+
+def titled(name: str) -> str:
+    """A run's name above what is said of it; nothing on a page of one run, whose name is the page's."""
+    return f"<h3>{html.escape(name)}</h3>" if name else ""
 
 
 def speed(each: Sequence[tuple[str, RunRecord]]) -> str:
@@ -28,7 +33,7 @@ def speed(each: Sequence[tuple[str, RunRecord]]) -> str:
 
 
 def _throughput(record: RunRecord) -> list[str] | None:
-    """Of a ResourceMonitor's columns, validation included; else of the run's own parts, all included."""
+    """Of a ResourceMonitor's columns, validation included; else of the parts of the run, compiling aside."""
     size = record.config.get("identity", {}).get("batch_size")
     times = [x for x in record.columns.get("step_time_ms", ()) if is_number(x) and x > 0]
     seconds, source = None, ""
@@ -37,9 +42,9 @@ def _throughput(record: RunRecord) -> list[str] | None:
     else:
         parts = [p for p in record.config.get("parts") or () if isinstance(p, dict) and p.get("seconds")]
         steps = sum(p.get("to", 0) - p.get("from", 0) for p in parts)
-        total = sum(x for p in parts for x in p["seconds"].values())
+        total = sum(x for p in parts for phase, x in p["seconds"].items() if phase in ("step", "data"))
         if steps > 0 and total > 0:
-            seconds, source = total / steps, "all its time, over its steps"
+            seconds, source = total / steps, "steps and the wait for their data, without compiling"
     if seconds is None or size is None:
         return None
     examples = f"{size / seconds:,.0f}" if is_number(size) else ""  # one that grows has no one rate
@@ -61,7 +66,7 @@ def _time(name: str, parts: Sequence[dict[str, Any]]) -> str:
         return ""
     longest = sorted(phases.items(), key=lambda phase: -phase[1])
     return bars(
-        [(phase, x / total, duration_text(x)) for phase, x in longest if x > 0],
+        [(phase, x / total, spent_text(x)) for phase, x in longest if x > 0],
         f"where the time of {name} went",
     )
 
@@ -70,6 +75,7 @@ def _parts(name: str, parts: Sequence[dict[str, Any]], status: str) -> str:
     """From which step to which each went, and how it ended."""
     if not parts:
         return ""
+    lost = any(part.get("lost_steps") for part in parts)
     rows = [
         [
             str(i),
@@ -77,12 +83,13 @@ def _parts(name: str, parts: Sequence[dict[str, Any]], status: str) -> str:
             str(part.get("from", "")),
             str(part.get("to", "")),
             str(part.get("ended", status)),
-            str(part.get("lost_steps", "")),
+            *[str(part.get("lost_steps", ""))] * lost,
         ]
         for i, part in enumerate(parts, 1)
     ]
-    head = ["part", "started", "from step", "to step", "ended", "steps lost"]
-    return f"<h3>{html.escape(name)}</h3>" + table(head, rows, caption=f"The parts of {name}")
+    head = ["part", "started", "from step", "to step", "ended", *["steps lost"] * lost]
+    title = f"the parts of {name}"
+    return f"<h3>{html.escape(title)}</h3>{table(head, rows, caption=title)}"
 
 
 def diagnosis(name: str, record: RunRecord) -> str:
@@ -97,4 +104,4 @@ def diagnosis(name: str, record: RunRecord) -> str:
     ):  # what cannot be diagnosed is shown all the same
         return ""
     body = "".join(f'<p class="finding">{html.escape(str(finding))}</p>' for finding in found)
-    return f"<h3>{html.escape(name)}</h3>{body or '<p>Nothing wrong was found.</p>'}"
+    return f"{titled(name)}{body or '<p>Nothing wrong was found.</p>'}"

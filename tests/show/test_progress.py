@@ -120,8 +120,21 @@ def test_a_plain_run_prints_these_lines_and_no_others():
         " 12.50 steps/s  400.0 examples/s  ETA 0:01",
         "epoch 2/2  loss 0.06250   accuracy 0.7500    val_loss 2.250     val_accuracy 0.5000    lr 5e-4      "
         " 12.50 steps/s  400.0 examples/s",
-        "done: 2 epochs, 20 steps in 0:02, 12.50 steps/s, 400.0 examples/s, best val_loss 1.750 at epoch 1",
+        "done: 2 epochs, 20 steps in 1.6 s, 12.50 steps/s, 400.0 examples/s, best val_loss 1.750 at epoch 1",
     ]
+
+
+def test_what_was_compiling_is_in_no_rate_and_said_at_the_end():
+    run = Run(epochs=2, steps=20).begin()
+    run.ctx.compile_seconds = 20.0  # of the first step
+    run.steps(1, 21.0)
+    run.steps(9, 0.1)
+    run.ctx.compile_seconds += 3.0  # of the validation
+    run.end_epoch({"loss": 1.0}, seconds=3.1)
+    assert "9.000 steps/s" in run.text
+    assert run.text.endswith("ETA 0:01\n")
+    run.epoch(2, seconds=0.2, loss=0.5)
+    assert "20 steps in 0:27 (0:23 compiling), 5.000 steps/s" in run.end()
 
 
 def test_plain_lines_are_aligned():
@@ -181,14 +194,14 @@ def test_a_second_run_starts_afresh():
 def test_the_last_line_says_why_a_run_stopped():
     run = Run(stop_reason="`val_loss` has not improved for 3 epochs").begin()
     run.epoch(1, loss=0.5)
-    assert run.end().splitlines()[-1].startswith("done: 1 epoch, 10 steps in 0:01")
+    assert run.end().splitlines()[-1].startswith("done: 1 epoch, 10 steps in 1.0 s")
     assert "stopped: `val_loss` has not improved for 3 epochs" in run.text
 
 
 def test_a_run_that_ends_before_its_first_epoch_does():
     run = Run().begin()
     run.steps(3, 1.0)
-    assert run.end() == "done: 0 epochs, 3 steps in 0:03, 1.000 steps/s, 32 examples/s\n"
+    assert run.end() == "done: 0 epochs, 3 steps in 3.0 s, 1.000 steps/s, 32 examples/s\n"
     assert "steps/s" not in Run().begin().end()
 
 
@@ -358,7 +371,7 @@ def test_an_epoch_leaves_one_aligned_row_and_the_end_a_table():
         "  lr             0.001                        2.5e-4",
         "  clip_factor   0.5000                        0.5000",
         "",
-        "  4 epochs, 40 steps in 0:03, 12.50 steps/s, 400.0 examples/s",
+        "  4 epochs, 40 steps in 3.2 s, 12.50 steps/s, 400.0 examples/s",
         "",
     ]
 
