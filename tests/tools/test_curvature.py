@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import datasets
 
 import fntrain as ft
 
@@ -59,3 +60,32 @@ def test_the_hessian_of_a_network():
     assert abs(few.sharpness - exact[-1]) <= few.error + 1e-4
     with pytest.raises(ft.ConfigError, match="`iterations`"):
         ft.tools.curvature(task, state, batch, iterations=0)
+
+
+def descended(rate, steps=600, stretches=10):
+    """Sharpness times rate / 2, before and along gradient descent of a small network on all of its data at once."""
+
+    def loss_fn(p, b, ctx):
+        return ft.losses.mse(jnp.tanh(jnp.tanh(b[0] @ p["in"]) @ p["mid"]) @ p["out"], b[1])
+
+    x, y = datasets.load_digits(return_X_y=True)
+    batch = (x[:32] / 16 - 0.3).astype(np.float32), np.eye(10, dtype=np.float32)[y[:32]]
+    rng = np.random.default_rng(1)
+    shapes = {"in": (64, 24, 1 / 16), "mid": (24, 24, 0.1), "out": (24, 10, 0.05)}
+    params = {k: (scale * rng.normal(size=(m, n))).astype(np.float32) for k, (m, n, scale) in shapes.items()}
+    task = ft.Task(loss_fn, ft.optimizers.sgd(rate))
+    state = ft.init_state(task, params)
+    repeated = jax.tree.map(lambda x: np.broadcast_to(x, (steps // stretches, *x.shape)), batch)
+    found = [ft.tools.curvature(task, state, batch, iterations=10).sharpness]
+    for _ in range(stretches):
+        state, _ = ft.train_steps(task, state, repeated)
+        found.append(ft.tools.curvature(task, state, batch, iterations=10).sharpness)
+    return np.array(found) * rate / 2
+
+
+def test_the_edge_of_stability():
+    """Cohen et al., 2021: the sharpness rises to 2 / rate, and stays; at a rate that is too small it doesn't arrive."""
+    share = descended(1.5)
+    assert share[0] < 0.5
+    np.testing.assert_allclose(share[-4:], 1, atol=0.1)
+    assert descended(0.05, stretches=2).max() < 0.1
