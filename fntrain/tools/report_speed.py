@@ -1,7 +1,6 @@
 """What the page of `report` says of a run as a process: how fast it was, where its time went, what is wrong with it."""
 
 import html
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from .._core.errors import CheckpointError, ConfigError, DataError
 from ..run.record import RunRecord
 from ..show.report.tables import bars, table
 from ..show.text import is_number, number_text, spent_text
+from .causes import diagnose
 
 
 def titled(name: str) -> str:
@@ -95,13 +95,15 @@ def _parts(name: str, parts: Sequence[dict[str, Any]], status: str) -> str:
 def diagnosis(name: str, record: RunRecord) -> str:
     """What `tools.diagnose` finds in what the run wrote down, a paragraph each; that it finds nothing is said too."""
     try:
-        found: Any = importlib.import_module("fntrain.tools.causes").diagnose(record.path)
-    except (
-        ImportError,
-        ConfigError,
-        DataError,
-        CheckpointError,
-    ):  # what cannot be diagnosed is shown all the same
+        found = diagnose(record.path)
+    except (ConfigError, DataError, CheckpointError):  # what cannot be diagnosed is shown all the same
         return ""
     body = "".join(f'<p class="finding">{html.escape(str(finding))}</p>' for finding in found)
-    return f"{titled(name)}{body or '<p>Nothing wrong was found.</p>'}"
+    drawn = "".join(finding.picture.html for finding in found if finding.picture is not None)
+    drawn = f'<div class="grid-of">{drawn}</div>' if drawn else ""
+    rows = [[rule, lack] for rule, lack in found.unasked.items()]
+    of = f", of {name}" if name else ""
+    lacking = table(["rule", "what it lacks"], rows, caption=f"Rules that were not looked at{of}")
+    summary = f"{len(rows)} rules were not looked at<span class='hidden'>{html.escape(of)}</span>"
+    lacking = f"<details><summary>{summary}</summary>{lacking}</details>" if rows else ""
+    return f"{titled(name)}{body or '<p>Nothing wrong was found.</p>'}{drawn}{lacking}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,33 @@ def healthy():
     return run(validation_data=(X, Y))
 
 
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    where = tmp_path_factory.mktemp("padded") / "run"
+    return where, *run(data=(X[:33], Y[:33]), run_dir=where)
+
+
+NETWORK = {
+    "in": RNG.normal(size=(4, 16)).astype(np.float32),
+    "bias": np.zeros(16, np.float32),
+    "out": RNG.normal(size=(16, 3)).astype(np.float32) / 4,
+}
+WATCHED = ft.chain(ft.optimizers.adamw(1e-2), ft.transforms.record_updates(), ft.ema(0.5))
+
+
+DRAWN = {
+    "flat_at_chance",
+    "validation_gap",
+    "labels_shuffled",
+    "rate_above_curvature",
+    "updates_large",
+    "updates_small",
+    "clipped",
+    "no_learning_rate",
+    "loss_scale_collapsed",
+}
+
+
 def of(rule, result, **more):
     found = ft.tools.diagnose(result, **more)
     assert [x.rule for x in found] == [rule], str(found)
@@ -63,6 +91,13 @@ def of(rule, result, **more):
     bounds = RULES[rule]
     assert finding.number < bounds.threshold if bounds.below else finding.number > bounds.threshold
     assert finding.advice
+    if rule in DRAWN:
+        drawn = ElementTree.fromstring(f"<p>{finding.picture.html}</p>")  # of a page, and well-formed
+        assert [x.text for x in drawn.iter("h3")] == [finding.picture.title]
+        assert any(s.dashed for s in finding.picture.series)
+    else:
+        with pytest.raises(ft.ConfigError, match=f"`{rule}` has no picture"):
+            finding.plot()
     assert f"{finding.rule}: {finding.says}" in str(found)
     return finding
 
@@ -88,9 +123,15 @@ def test_flat_at_the_logarithm_of_the_classes():
     assert finding.number < 1e-6
 
 
-def test_a_validation_loss_that_rises(healthy):
+def test_a_validation_loss_that_rises(healthy, tmp_path):
     sick = with_rows(healthy[1], loss=[1.0, 0.5, 0.2, 0.1], val_loss=[1.0, 0.8, 0.9, 1.2])
-    assert of("validation_gap", sick).number == pytest.approx(0.5)
+    finding = of("validation_gap", sick)
+    assert finding.number == pytest.approx(0.5)
+    (axes,) = finding.plot(tmp_path / "gap.png").axes
+    drawn = {line.get_label(): list(map(float, line.get_ydata())) for line in axes.lines}
+    assert drawn["val_loss"] == [1.0, 0.8, 0.9, 1.2]
+    assert drawn["a quarter above its best"] == [1.0, 1.0]
+    assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
     assert not ft.tools.diagnose(with_rows(healthy[1], loss=[1.0, 0.5, 0.2], val_loss=[1.0, 0.7, 0.72]))
 
 
@@ -99,14 +140,15 @@ def test_a_clip_that_is_the_rule():
     assert of("clipped", result).number == 1
 
 
-def test_updates_of_the_wrong_size():
-    def rated(rate):
-        return run(tx=ft.chain(ft.optimizers.sgd(rate), ft.transforms.record_updates()))[1]
-
-    of("updates_small", rated(1e-8))
-    found = ft.tools.diagnose(run(tx=ft.chain(ft.optimizers.lion(1.0), ft.transforms.record_updates()))[1])
-    assert "updates_large" in found
-    assert found["updates_large"].number > 0.1
+def test_updates_of_the_wrong_size(healthy):
+    _, result = run(tx=ft.chain(ft.optimizers.sgd(1e-8), ft.transforms.record_updates()))
+    of("updates_small", result)
+    ratios = {f"update_ratio/{i}": [2.0**i] * 4 for i in range(-4, 6)}
+    finding = of("updates_large", with_rows(healthy[1], loss=[1.1, 0.9, 0.8, 0.7], **ratios))
+    assert finding.number == np.median([2.0**i for i in range(-4, 6)])
+    assert finding.picture.title == "update / weights, a leaf, 6 of 10"
+    assert [s.label for s in finding.picture.series[:-1]] == ["-4", "-3", "-2", "3", "4", "5"]
+    assert finding.picture.log
 
 
 def test_a_loss_scale_that_collapses(healthy):
@@ -131,9 +173,8 @@ def test_a_chain_without_a_learning_rate(tmp_path):
     assert task.transform.descends is False
 
 
-def test_batches_of_padding(tmp_path):
-    _, result = run(data=(X[:33], Y[:33]), run_dir=tmp_path / "run")
-    finding = of("padding", result)
+def test_batches_of_padding(padded):
+    finding = of("padding", padded[2])
     assert finding.number == pytest.approx(31 / 64)
     assert "33 examples in batches of 32" in finding.says
 
@@ -173,14 +214,10 @@ def test_a_rate_above_the_curvature():
     assert "rate_above_curvature" not in ft.tools.diagnose(result, task=with_momentum, state=state, data=LINE)
 
 
-def test_dead_units():
-    params = {
-        "in": RNG.normal(size=(4, 8)).astype(np.float32),
-        "out": RNG.normal(size=(8, 3)).astype(np.float32),
-    }
-    params["bias"] = np.where(np.arange(8) < 6, -1e3, 0).astype(np.float32)
-    task, result = run(tx=ft.optimizers.sgd(1e-2), params=params)
-    finding = of("dead_units", result, task=task, data=(X, Y))
+def test_dead_units(healthy):
+    task = ft.Task(classify, WATCHED)
+    state = ft.init_state(task, NETWORK | {"bias": np.where(np.arange(16) < 12, -1e3, 0).astype(np.float32)})
+    finding = of("dead_units", healthy[1], task=task, state=state, data=(X, Y))
     assert finding.number == 0.75
     assert "`in`" in finding.says
 
@@ -212,12 +249,35 @@ def test_updates_that_round_away():
     assert not ft.tools.diagnose(result, task=stochastic, state=state, data=LINE)
 
 
+def test_why_a_rule_was_not_looked_at(healthy):
+    """Each says what it lacks: nothing of a run, of a Task, of a batch; what was looked at says nothing."""
+    task, result = healthy
+    bare = ft.tools.diagnose(with_rows(result, loss=[1.1]))
+    lacks = dict(bare.unasked)
+    assert lacks["flat_at_chance"] == "it takes 3 epochs with a finite `loss`, and the run has 1"
+    assert "had no `validation_data`" in lacks["validation_gap"]
+    assert "`transforms.record_updates()`" in lacks["updates_small"]
+    assert "no row has a `clip_factor`" in lacks["clipped"]
+    assert lacks["dead_units"].startswith("it takes a step: give `task=` and `data=`")
+    assert not set(lacks) & {"never_finite", "compiled_again"}
+    assert all(f"not looked at, {rule}: {why}" in str(bare).splitlines() for rule, why in lacks.items())
+    lacks = ft.tools.diagnose(with_rows(result, loss=[1.1], learning_rate=[0.1]), task=task).unasked
+    assert lacks["rate_above_curvature"] == lacks["dead_units"] == "it takes a batch: give `data=`"
+    adam = ft.Task(lambda p, b, ctx: classify(p, b, ctx).values, ft.optimizers.adam(1e-3))
+    state = ft.init_state(adam, {"out": WEIGHTS})
+    sick = with_rows(result, loss=[1.1, 1.0], learning_rate=[0.1, 0.1])
+    lacks = ft.tools.diagnose(sick, task=adam, state=state, data=(X, Y)).unasked
+    assert "this optimizer is another" in lacks["rate_above_curvature"]
+    assert "`logits`" in lacks["labels_out_of_range"]
+
+
 def test_every_rule_has_its_sick_run():
     """Which is a test above that names it."""
     with open(__file__) as file:
         text = file.read()
     assert all(f'"{name}"' in text for name in RULES)
     assert len(RULES) >= 15
+    assert set(RULES) >= DRAWN
 
 
 HEALTHY = {
@@ -226,12 +286,8 @@ HEALTHY = {
         regress, ft.chain(ft.clip_by_norm(2.0), ft.optimizers.sgd(0.1, momentum=0.5)), data=LINE
     ),
     "network, averaged, watched": lambda: run(
-        tx=ft.chain(ft.optimizers.adamw(1e-2), ft.transforms.record_updates(), ft.ema(0.5)),
-        params={
-            "in": RNG.normal(size=(4, 16)).astype(np.float32),
-            "bias": np.zeros(16, np.float32),
-            "out": RNG.normal(size=(16, 3)).astype(np.float32) / 4,
-        },
+        tx=WATCHED,
+        params=NETWORK,
         validation_data=(X, Y),
     ),
     "bfloat16": lambda: run(
@@ -253,19 +309,24 @@ def test_what_is_healthy_is_left_in_silence(name):
     assert str(found).startswith("nothing wrong was found")
 
 
-def test_a_directory_and_the_command_line(tmp_path, capsys):
-    task, result = run(data=(X[:33], Y[:33]), run_dir=tmp_path / "run")
-    found = ft.tools.diagnose(tmp_path / "run", task=task, data=(X[:33], Y[:33]))
+def test_a_directory_and_the_command_line(padded, tmp_path, capsys):
+    where, task, result = padded
+    found = ft.tools.diagnose(where, task=task, data=(X[:33], Y[:33]))
     assert [x.rule for x in found] == ["padding"]
     assert "dead_units" not in found.unasked  # the newest checkpoint has the parameters
-    assert "dead_units" in ft.tools.diagnose(tmp_path / "run").unasked
-    assert cli.main(["doctor", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().out.startswith("padding: 48% of the rows")
-    assert cli.main(["inspect", str(tmp_path / "run")]) == 0
+    assert "dead_units" in ft.tools.diagnose(where).unasked
+    assert cli.main(["doctor", str(where)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("padding: 48% of the rows")
+    assert (
+        "not looked at, dead_units: it takes a step: give `task=` and `data=` (`fntrain doctor RUN --task"
+        in text
+    )
+    assert cli.main(["inspect", str(where)]) == 0
     text = capsys.readouterr().out
     assert text.count("\ngoodput ") == 1
     assert "0 to 8" in text
-    parts = json.loads((tmp_path / "run" / "config.json").read_text())["parts"]
+    parts = json.loads((where / "config.json").read_text())["parts"]
     assert parts[0]["ended"] == "done"
     with pytest.raises(ft.CheckpointError, match="holds no run"):
         ft.tools.diagnose(tmp_path)

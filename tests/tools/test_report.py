@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -138,12 +136,15 @@ def test_where_the_time_went_is_summed_over_the_parts(tmp_path):
     assert re.search(r"<td>killed</td><td>4</td>", page)
 
 
-def test_the_page_says_what_a_diagnosis_finds(tmp_path, monkeypatch):
-    run = write_run(tmp_path / "one", rows_of())
-    for found, said in ((["flat: <1"], 'class="finding">flat: &lt;1<'), ([], "Nothing wrong was found")):
-        fake = types.SimpleNamespace(diagnose=lambda path, found=found: found)
-        monkeypatch.setitem(sys.modules, "fntrain.tools.causes", fake)
-        assert said in ft.tools.report([run])
+def test_the_page_says_what_a_diagnosis_finds(tmp_path):
+    rows = [{"epoch": i, "step": 8 * i, "loss": 1.0 / i, "val_loss": 0.5 + (i - 2) ** 2} for i in range(1, 5)]
+    page = ft.tools.report([write_run(tmp_path / "one", rows)])
+    section = page.partition("Diagnosis</h2>")[2].partition("</section>")[0]
+    assert 'class="finding">validation_gap: `val_loss` is 800% above its best' in section
+    assert "a quarter above its best: from 0.625" in section.replace("0.6250", "0.625")
+    assert re.search(r'scope="row">dead_units</th><td>it takes a step: give `task=`', section)
+    page = ft.tools.report([write_run(tmp_path / "two", [{**row, "val_loss": row["loss"]} for row in rows])])
+    assert "Nothing wrong was found" in page
 
 
 def test_a_gap_is_a_gap_and_a_lonely_value_a_dot():

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from ..._core import check
 from ..._core.errors import CheckpointError, ConfigError
@@ -22,7 +24,11 @@ from ...step.task import Task
 # A family each, which puts its rules into RULES.
 from . import data as data, learning as learning, optimizing as optimizing, time as time
 from .evidence import Evidence
+from .picture import Picture
 from .rule import RULES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Finding:
       threshold: beyond which it is a cause.
       says: what the number is, in words.
       advice: what to try.
+      picture: the curve and its level, where one helps; `plot()` draws it, `picture.html` is a figure for a page.
     """
 
     rule: str
@@ -42,6 +49,23 @@ class Finding:
     threshold: float
     says: str
     advice: str
+    picture: Picture | None = dataclasses.field(default=None, repr=False)
+
+    def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
+        """Draw what was measured over the epochs, with the level that it is held to.
+
+        Args:
+          path: where to save it, as PNG or any format whose suffix Matplotlib knows.
+
+        Returns:
+          A Matplotlib figure.
+
+        Raises:
+          ConfigError: if there is no `picture` of it, or Matplotlib is missing.
+        """
+        if self.picture is None:
+            raise ConfigError(f"`{self.rule}` has no picture: its number is all that there is, {self}")
+        return self.picture.plot(path)
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.says} ({self.number:.3g}; threshold {self.threshold:g}). {self.advice}"
@@ -53,11 +77,11 @@ class Diagnosis:
 
     Attributes:
       findings: the causes.
-      unasked: the rules that lacked their evidence.
+      unasked: the rules that could not be looked at, each with what it lacked.
     """
 
     findings: tuple[Finding, ...]
-    unasked: tuple[str, ...]
+    unasked: Mapping[str, str]
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
@@ -73,10 +97,9 @@ class Diagnosis:
         return any(finding.rule == rule for finding in self.findings)
 
     def __str__(self) -> str:
-        """A line a finding, and what could not be looked at."""
+        """A line a finding, and a line a rule that could not be looked at, with the reason."""
         lines = [str(finding) for finding in self.findings] or ["nothing wrong was found"]
-        if self.unasked:
-            lines.append(f"not looked at, for want of what it takes: {', '.join(self.unasked)}")
+        lines += [f"not looked at, {rule}: {lack}" for rule, lack in self.unasked.items()]
         return "\n".join(lines)
 
 
@@ -146,11 +169,12 @@ def _config(where: Path) -> dict[str, Any]:
 
 
 def _asked(evidence: Evidence) -> Diagnosis:
-    findings, unasked = [], []
+    findings, unasked = [], {}
     for rule in RULES.values():
         seen = rule.look(evidence)
-        if seen is None:
-            unasked.append(rule.name)
+        if isinstance(seen, str):
+            unasked[rule.name] = seen
         elif seen.number < rule.threshold if rule.below else seen.number > rule.threshold:
-            findings.append(Finding(rule.name, seen.number, rule.threshold, seen.says, seen.advice))
-    return Diagnosis(tuple(findings), tuple(unasked))
+            known = seen.number, rule.threshold, seen.says, seen.advice, seen.picture()
+            findings.append(Finding(rule.name, *known))
+    return Diagnosis(tuple(findings), MappingProxyType(unasked))

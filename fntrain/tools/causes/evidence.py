@@ -34,13 +34,29 @@ class Evidence:
 
     def column(self, name: str) -> list[float]:
         """The values of a column over the epochs that have ended; those that are no number are left out."""
-        rows = [row for row in self.rows if not row.get(UNFINISHED)]
+        rows = [row for row in self.rows if self.has_ended(row)]
         found = [row.get(name) for row in rows]
         return [math.nan if x is None else float(x) for x in found if isinstance(x, int | float | None)]
 
     def finite(self, name: str) -> list[float]:
         """Those of them that are finite."""
         return [x for x in self.column(name) if math.isfinite(x)]
+
+    @staticmethod
+    def has_ended(row: dict[str, Any]) -> bool:
+        """Whether the row is that of a whole epoch, and not of a validation inside one."""
+        return not row.get(UNFINISHED)
+
+    def few(self, many: int, *names: str) -> str:
+        """What is missing of so many epochs with finite values of all these columns; empty if nothing is."""
+        least = min(names, key=lambda name: len(self.finite(name)))
+        there = len(self.finite(least))
+        if there >= many:
+            return ""
+        has = f"has {there}" if there else "has none"
+        if not there and least == "val_loss":
+            has = "had no `validation_data`"
+        return f"it takes {many} epoch{'s' * (many > 1)} with a finite `{least}`, and the run {has}"
 
     @property
     def words(self) -> str:
@@ -55,6 +71,26 @@ class Evidence:
         if self.task is None or self.state is None or self.batch is None:
             return None
         return self.task, self.state, self.batch, self.weight
+
+    @property
+    def lacks(self) -> str:
+        """Which argument would put a step at hand, in words; empty if one is."""
+        if self.task is None:
+            return "it takes a step: give `task=` and `data=` (`fntrain doctor RUN --task MODULE:ATTRIBUTE`)"
+        if self.batch is None:
+            return "it takes a batch: give `data=`"
+        return (
+            "" if self.state is not None else "it takes parameters, and no checkpoint has them: give `state=`"
+        )
+
+    @property
+    def lacks_classes(self) -> str:
+        """Why the number of classes is not known; empty if it is."""
+        if self.classes is not None:
+            return ""
+        return self.lacks or (
+            "the loss hands on no `logits` with `labels` of one dimension less (`.with_outputs(logits=, labels=)`)"
+        )
 
     @functools.cached_property
     def gradient(self) -> Any:

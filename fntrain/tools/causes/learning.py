@@ -7,15 +7,16 @@ import numpy as np
 
 from ... import tree
 from .evidence import Evidence
+from .picture import picture
 from .rule import Seen, rule
 
 
 @rule(above=0.5)
-def never_finite(evidence: Evidence) -> Seen | None:
+def never_finite(evidence: Evidence) -> Seen | str:
     """NaN or infinity for a loss."""
     losses = evidence.column("loss")
     if not losses:
-        return None
+        return "no epoch has ended"
     share = sum(not math.isfinite(x) for x in losses) / len(losses)
     return Seen(
         share,
@@ -26,11 +27,11 @@ def never_finite(evidence: Evidence) -> Seen | None:
 
 
 @rule(below=0.01)
-def flat_at_chance(evidence: Evidence) -> Seen | None:
+def flat_at_chance(evidence: Evidence) -> Seen | str:
     """A loss that stays where guessing is: the logarithm of a number of classes."""
     losses = evidence.finite("loss")
-    if len(losses) < 3:
-        return None
+    if few := evidence.few(3, "loss"):
+        return few
     fall, last = (losses[0] - min(losses)) / abs(losses[0] or 1.0), losses[-1]
     classes = evidence.classes or (round(math.exp(last)) if 0.5 < last < 12 else 0)
     if classes < 2 or abs(last / math.log(classes) - 1) > 0.02:
@@ -40,17 +41,23 @@ def flat_at_chance(evidence: Evidence) -> Seen | None:
         f"the loss fell by {fall:.2%} in {len(losses)} epochs, and is that of guessing among {classes} classes",
         "See that gradients arrive (`record_norms`), that the rate is not too low (`tools.lr_find`), and that labels "
         "belong to their inputs",
+        lambda: picture(
+            evidence, "loss", ["loss", "val_loss"], {f"guessing among {classes}": math.log(classes)}
+        ),
     )
 
 
 @rule(above=0.25)
-def validation_gap(evidence: Evidence) -> Seen | None:
+def validation_gap(evidence: Evidence) -> Seen | str:
     """A validation loss that rises while the training loss falls."""
     pairs = [
         (a, b) for a, b in zip(evidence.column("loss"), evidence.column("val_loss")) if math.isfinite(a + b)
     ]
     if len(pairs) < 3:
-        return None
+        return (
+            evidence.few(3, "val_loss", "loss")
+            or "`loss` and `val_loss` are finite together in less than 3 epochs"
+        )
     best = min(range(len(pairs)), key=lambda i: pairs[i][1])
     least, last = pairs[best][1], pairs[-1][1]
     rise = (last - least) / abs(least) if least and pairs[-1][0] < pairs[best][0] else 0.0
@@ -58,14 +65,20 @@ def validation_gap(evidence: Evidence) -> Seen | None:
         rise,
         f"`val_loss` is {rise:.0%} above its best, of epoch {best + 1}, while `loss` went on falling",
         'Stop there (`EarlyStopping("val_loss")`, `fit(..., keep_best=True)`), decay the weights, or find more data',
+        lambda: picture(
+            evidence,
+            "loss and val_loss",
+            ["loss", "val_loss"],
+            {"a quarter above its best": least + abs(least) / 4},
+        ),
     )
 
 
 @rule(above=0.5)
-def dead_units(evidence: Evidence) -> Seen | None:
+def dead_units(evidence: Evidence) -> Seen | str:
     """Units that no row of a batch has a gradient for."""
     if evidence.gradient is None:
-        return None
+        return evidence.lacks
     worst, name = 0.0, ""
     for path, g in tree.items(evidence.gradient):
         if np.ndim(g) >= 2 and jnp.issubdtype(g.dtype, jnp.floating):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .evidence import Evidence
+from .picture import Picture
 
 
 class Seen(NamedTuple):
@@ -12,6 +13,7 @@ class Seen(NamedTuple):
     number: float
     says: str  # what the number is, in words
     advice: str
+    picture: Callable[[], Picture | None] = lambda: None  # drawn only of what is found
 
 
 class Rule(NamedTuple):
@@ -20,7 +22,7 @@ class Rule(NamedTuple):
     name: str
     threshold: float
     below: bool  # whether it is a cause below the threshold, and not above
-    look: Callable[[Evidence], Seen | None]  # None where the evidence is missing
+    look: Callable[[Evidence], Seen | str]  # text says which evidence is missing
 
 
 RULES: dict[str, Rule] = {}
@@ -29,10 +31,10 @@ RULES: dict[str, Rule] = {}
 
 def rule(
     *, above: float | None = None, below: float | None = None
-) -> Callable[[Callable[..., Seen | None]], Rule]:
+) -> Callable[[Callable[..., Seen | str]], Rule]:
     """Decorator: a function of the Evidence, under its own name."""
 
-    def made(look: Callable[[Evidence], Seen | None]) -> Rule:
+    def made(look: Callable[[Evidence], Seen | str]) -> Rule:
         threshold = above if above is not None else below
         assert threshold is not None
         RULES[look.__name__] = Rule(look.__name__, threshold, above is None, look)

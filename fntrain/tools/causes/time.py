@@ -7,11 +7,15 @@ _SHORT = 1.0  # seconds of steps and data: a shorter run says nothing of where t
 
 
 @rule(above=0.3)
-def data_bound(evidence: Evidence) -> Seen | None:
+def data_bound(evidence: Evidence) -> Seen | str:
     """A device that waits for its batches."""
     found = evidence.goodput
-    if found is None or found.data + found.step < _SHORT:
-        return None
+    if found is None:
+        return "the run did not write down where its time went"
+    if found.data + found.step < _SHORT:
+        return (
+            f"{found.data + found.step:.2g} s of steps and their batches; less than {_SHORT:g} s tell nothing"
+        )
     share = found.data / (found.data + found.step)
     return Seen(
         share,
@@ -21,7 +25,7 @@ def data_bound(evidence: Evidence) -> Seen | None:
 
 
 @rule(above=0.0)
-def compiled_again(evidence: Evidence) -> Seen | None:
+def compiled_again(evidence: Evidence) -> Seen | str:
     """Steps that were compiled more than once."""
     many = len(evidence.recompiled)
     first = f": {evidence.recompiled[0]}" if many else ""
