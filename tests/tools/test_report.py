@@ -378,9 +378,10 @@ def test_a_browser_shows_all_of_it_at_every_width_and_in_every_light(tmp_path, b
     problems, pictures, matrices, dark = looked_at(browser, path, 1280, "dark", read_by_keyboard)
     assert (problems, pictures, matrices) == ([], 5, 1)
     both = tmp_path / "both.html"
-    ft.tools.report([tmp_path / "one", write_run(tmp_path / ("a" * 30), rows_of(0.1), batch_size=16)], both)
+    clipped = [{**row, "clip_factor": 0.1} for row in rows_of(0.1)]  # a curve, and a picture of the diagnosis
+    ft.tools.report([tmp_path / "one", write_run(tmp_path / ("a" * 30), clipped, batch_size=16)], both)
     problems, pictures, matrices, light = looked_at(browser, both, 375, "light")
-    assert (problems, pictures, matrices) == ([], 5, 2)
+    assert (problems, pictures, matrices) == ([], 6, 2)
     assert looked_at(browser, both, 375, "dark")[0] == [] == looked_at(browser, path, 1280, "light")[0]
     assert dark < 0.05
     assert light > 0.9
