@@ -45,6 +45,15 @@ def check_batch(batch: Any) -> None:
         _check_leaf(x, batch, i)
 
 
+def refused_batch(batch: Any) -> DataError | None:
+    """What `check_batch` would raise; None if it would not."""
+    try:
+        check_batch(batch)
+    except DataError as error:
+        return error
+    return None
+
+
 def _check_leaf(x: Any, batch: Any, i: int) -> None:
     where = f"`batch` leaf `{tree.paths(batch)[i]}`"  # asked for only here: paths cost more than the rest of a dispatch
     foreign = hasattr(x, "__array__") and not isinstance(x, np.ndarray | np.generic)

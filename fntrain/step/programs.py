@@ -75,14 +75,19 @@ def train_into(
     With `keep` nothing is donated, as where the state is being differentiated: behind its tracers are the caller's
     own arrays.
     """
-    impl, bits = _words(state)
+    impl, bits = words = _words(state)
     layout = _layout(state)
     run = _kept_step if keep else _train_step
-    with _mesh_context(task, state):
-        *parts, metrics, step = run(
-            task, impl, layout, state.step, *_donated(state), bits, batch, weight, metrics
-        )
-    return _of_parts(step, parts, Words(impl, bits), layout), metrics
+    given = (
+        *(task, impl, layout, state.step, state.updates, state.params, state.opt_state, state.model_state),
+        *(bits, batch, weight, metrics),
+    )
+    if task.axis_name is None and not state.step.shape:  # what `_mesh_context` finds in most steps
+        *parts, metrics, step = run(*given)
+    else:
+        with _mesh_context(task, state):
+            *parts, metrics, step = run(*given)
+    return _of_parts(step, parts, words, layout), metrics
 
 
 def peak_bytes(task: Task, state: TrainState, metrics: Packed | None, batch: Batch, weight: Any) -> int:

@@ -15,7 +15,7 @@ from .._core.errors import ConfigError, DataError
 from .._core.typing import ArrayLike, Batch, PyTree
 from ..sharding import manual
 from . import programs
-from .checks import check_batch, check_metrics, check_task
+from .checks import check_batch, check_metrics, check_task, refused_batch
 from .members import each_of
 from .numerical import numerical_gradient
 from .packed import Packed
@@ -69,8 +69,15 @@ def train_step(
     """
     check_task(task)
     check_state(state, "train_step")
-    check_batch(batch)
-    return train_into(task, state, None, batch, weight, keep=is_traced(state))
+    try:
+        return train_into(task, state, None, batch, weight, keep=is_traced(state))
+    except (
+        Exception
+    ):  # JAX takes no such batch either: a step with one that is fine does not pay for the question
+        refused = refused_batch(batch)
+        if refused is None:
+            raise
+        raise refused from None
 
 
 def train_steps(
