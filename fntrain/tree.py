@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._core import norms
 from ._core.check import did_you_mean, is_function, said
 from ._core.errors import ConfigError, DataError
 from ._core.public import surface
@@ -321,8 +322,9 @@ def norm(tree: PyTree) -> jax.Array:
     r"""The global norm :math:`\sqrt{\sum_i x_i^2}` over all leaves, in float32 at least.
 
     One pass of squares; only where their sum overflows, or loses digits to underflow, is the tree read again,
-    scaled. So finite leaves have a finite norm (up to the dtype's own largest number), and leaves of 1e20 or
-    1e-30 an exact one. NaN and infinity come through as NaN and infinity.
+    scaled (on a CPU; elsewhere one pass forms all sums, without a branch). So finite leaves have a finite norm (up to
+    the dtype's own largest number), and leaves of 1e20 or 1e-30 an exact one. NaN and infinity come through as NaN
+    and infinity.
 
     Returns:
       A scalar, float64 if a leaf is, else float32; 0 for a tree without leaves.
@@ -334,21 +336,6 @@ def norm(tree: PyTree) -> jax.Array:
     return root / scale
 
 
-class Range(NamedTuple):
-    """Powers of two for norms in one dtype: scaling by them rounds nothing."""
-
-    least: float  # sums of squares above it have lost no digits to underflow
-    up: float  # what brings tiny numbers to where their squares are exact
-    down: float  # what brings the largest numbers to where their squares are finite
-    far: float  # the smallest factor that is applied at once
-
-
-RANGES = {
-    jnp.dtype("float32"): Range(2.0**-60, 2.0**90, 2.0**-80, 2.0**-100),
-    jnp.dtype("float64"): Range(2.0**-600, 2.0**800, 2.0**-600, 2.0**-900),
-}
-
-
 @jax.jit  # its branches are closures: called eagerly, they would be compiled at every call
 def norm_parts(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     """`(root, scale)`, the norm being `root / scale`: finite for finite leaves even where the norm itself is not.
@@ -357,45 +344,9 @@ def norm_parts(tree: PyTree) -> tuple[jax.Array, jax.Array]:
     """
     leaves = [x for x in jax.tree.leaves(tree) if x.size]
     kind = jnp.dtype(widest(leaves))
-    number = kind.type
     if not leaves:
         return jnp.zeros((), kind), jnp.ones((), kind)
-    limits = RANGES[kind]
-
-    total = sum((jnp.sum(jnp.square(x.astype(kind))) for x in leaves), number(0))
-    plain = (total > limits.least) & (total < jnp.inf)
-    # Powers of two, so that scaling rounds nothing: down for what overflowed, up for what is tiny.
-    scale = jnp.where(plain, number(1), jnp.where(total < 1, number(limits.up), number(limits.down)))
-
-    def scaled(total: jax.Array) -> jax.Array:
-        del total
-        # All small leaves as one: this branch is hardly ever taken, and should not double the program.
-        small = [jnp.ravel(x).astype(kind) for x in leaves if x.size <= _BLOCK]
-        parts = [x for x in leaves if x.size > _BLOCK] + ([jnp.concatenate(small)] if small else [])
-        return jnp.sqrt(sum((_squares(x, scale) for x in parts), number(0)))
-
-    return jax.lax.cond(plain, jnp.sqrt, scaled, total), scale
-
-
-_BLOCK = 2**14  # elements
-
-
-def _squares(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """The sum of squares of `x * scale`, by blocks of rows: the scaled leaf never exists as a whole."""
-    rows, kind = x.shape[0], scale.dtype
-    block = min(rows, max(1, _BLOCK * rows // x.size))
-
-    def body(i: jax.Array, total: jax.Array) -> jax.Array:
-        start = jnp.minimum(
-            i * block, rows - block
-        )  # the last block reaches back, and counts only what is new
-        part = jax.lax.dynamic_slice_in_dim(x, start, block).astype(kind)
-        new = jnp.expand_dims(start + jnp.arange(block) >= i * block, tuple(range(1, x.ndim)))
-        return total + jnp.sum(jnp.where(new, jnp.square(part * scale), jnp.zeros((), kind)))
-
-    # The zero to start from is a sum over none of x's rows: inside a shard_map it has to vary where x does.
-    zero = jnp.sum(jax.lax.slice_in_dim(x, 0, 0).astype(kind))
-    return jax.lax.fori_loop(0, -(-rows // block), body, zero)
+    return norms.whole(leaves, kind)
 
 
 def nbytes(tree: PyTree) -> int:

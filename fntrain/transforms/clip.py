@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import tree
-from .._core import check
+from .._core import check, norms
 from .._core.errors import ConfigError
 from .._core.typing import ScheduleLike
 from .scheduled import counted_init, counted_update
@@ -81,7 +81,7 @@ def _factors(root: jax.Array, scale: jax.Array, limit: Any) -> tuple[jax.Array, 
     The first is 1, except where their product would be too small for the dtype: zero, though what it is to scale
     is large, and comes out near the limit. NaN for a norm that is not finite.
     """
-    far = jnp.asarray(tree.RANGES[root.dtype].far, root.dtype)
+    far = jnp.asarray(norms.RANGES[root.dtype].far, root.dtype)
     norm, limit = root / scale, like(limit, root)
     reduced = root * (far / scale)  # far times the norm, which is finite even where the norm is not
     is_far = (reduced > limit) | (norm == jnp.inf)
@@ -193,29 +193,11 @@ def clip_by_leaf_norm(max_norm: ScheduleLike):
 
 
 def _leaf_norms(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """`(roots, scales)` of the leaves, `[len(leaves)]` both, as `tree.norm_parts` has them.
-
-    Not by that of each: it is a branch for each, and XLA compiles a thousand of them for minutes.
-    """
+    """`(roots, scales)` of the leaves, `[len(leaves)]` both, as `tree.norm_parts` has them."""
     kind = jnp.dtype(tree.widest(leaves))
     if not leaves:
         return jnp.zeros((0,), kind), jnp.ones((0,), kind)
-    limits = tree.RANGES[kind]
-
-    def squares(scaled: list[jax.Array]) -> jax.Array:
-        return jnp.stack([jnp.sum(jnp.square(g)) for g in scaled])
-
-    wide = [g.astype(kind) for g in leaves]
-    totals = squares(wide)
-    plain = (totals > limits.least) & (totals < jnp.inf)
-    up, down = (kind.type(x) for x in (limits.up, limits.down))
-    scales = jnp.where(plain, kind.type(1), jnp.where(totals < 1, up, down))
-
-    def scaled(totals: jax.Array) -> jax.Array:
-        sums = squares([g * scale for g, scale in zip(wide, jnp.unstack(scales))])
-        return jnp.sqrt(jnp.where(plain, totals, sums))
-
-    return jax.lax.cond(jnp.all(plain), jnp.sqrt, scaled, totals), scales
+    return norms.each(leaves, kind)
 
 
 @transform
