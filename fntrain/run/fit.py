@@ -48,7 +48,8 @@ class FitResult(tuple[TrainState, History]):
       diverged: whether the run came to nothing: no loss of it was finite, or the last one was not, and neither are the
         parameters. The `status` in the run directory's `config.json` says `"diverged"` then, and else `"done"`,
         `"stopped"` or `"interrupted"`.
-      throughput: how fast the last epoch was: `examples_per_second`, `mfu`, `memory_bytes`, …; None if not measured.
+      throughput: how fast the last epoch was: `examples_per_second`, `tokens_per_second`, `mfu`, `memory_bytes`, …;
+        None if not measured.
       rehearsal: what was rehearsed before, and the time and memory that it took, or None.
       goodput: where the time went, over all resumes.
       recompiled: why a step was compiled again, a line each.

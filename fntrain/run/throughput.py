@@ -1,6 +1,6 @@
-"""How fast a run is: examples a second, the share of the device's arithmetic, its memory. Said of a run, never in it.
+"""How fast a run is: examples and tokens a second, the share of the device's arithmetic, its memory.
 
-Measured where the loop waits anyway. It is no part of the history, which is the same for the same run (law 11).
+Said of a run, never in it. Measured where the loop waits anyway. It is no part of the history, which is the same for the same run (law 11).
 """
 
 import re
@@ -52,6 +52,8 @@ class Throughput(NamedTuple):
       mfu: the operations of the step's matrix products and convolutions, each `cond` by its cheapest branch, as a share
         of what the devices could do in bfloat16; None where that is not known, as on a CPU.
       memory_bytes: the most that was in use on a device so far; None where the device does not say.
+      tokens_per_second: values of the loss, where it has several for an example, as that of a language model has one
+        for each position: masked ones and padding included. None elsewhere.
     """
 
     step: int
@@ -60,6 +62,7 @@ class Throughput(NamedTuple):
     examples_per_second: float
     mfu: float | None
     memory_bytes: int | None
+    tokens_per_second: float | None = None
 
 
 class Mark(NamedTuple):
@@ -83,6 +86,7 @@ class Speed:
       device: one of them.
       clock: seconds, from wherever.
       sizes: where not all batches have as many rows, which have how many.
+      values: of the loss, for a row; None where that has none of its own.
     """
 
     def __init__(
@@ -93,8 +97,10 @@ class Speed:
         device: Any = None,
         clock: Callable[[], float] | None = None,
         sizes: Sizes | None = None,
+        values: int | None = None,
     ):
         self._rows = rows
+        self._tokens = values if values is not None and values > 1 else None  # one is the example itself
         self._flops = {rows: flops} if isinstance(flops, int) else flops
         self._peak = peak
         self._device = device
@@ -120,11 +126,13 @@ class Speed:
         memory = (
             None if self._device is None else (self._device.memory_stats() or {}).get("peak_bytes_in_use")
         )
-        return Throughput(step, steps, seconds, rows / seconds, mfu, memory)
+        rate = rows / seconds
+        tokens = None if self._tokens is None else rate * self._tokens
+        return Throughput(step, steps, seconds, rate, mfu, memory, tokens)
 
 
 def speed_of(task: Task, state: TrainState, forms: Mapping[int, Any], sizes: Sizes | None = None) -> Speed:
-    """The Speed of a run's steps; what they cost is read from their program, where the device's peak is known.
+    """The Speed of a run's steps; what they cost, and of how many values, is read from their program.
 
     Args:
       task: the Task.
@@ -137,9 +145,10 @@ def speed_of(task: Task, state: TrainState, forms: Mapping[int, Any], sizes: Siz
     device = next((x for x in devices if x.process_index == jax.process_index()), None)
     peak = None if device is None else peak_of(device.device_kind)
     if peak is None:
-        return Speed(rows, device=device, sizes=sizes)
-    flops = {size: cost_of(task, state, *form).least_flops for size, form in forms.items()}
-    return Speed(rows, flops, peak * len(devices), device, sizes=sizes)
+        return Speed(rows, device=device, sizes=sizes, values=cost_of(task, state, *forms[rows]).values)
+    costs = {size: cost_of(task, state, *form) for size, form in forms.items()}
+    flops = {size: cost.least_flops for size, cost in costs.items()}
+    return Speed(rows, flops, peak * len(devices), device, sizes=sizes, values=costs[rows].values)
 
 
 def peak_of(kind: str) -> float | None:

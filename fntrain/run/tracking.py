@@ -18,7 +18,7 @@ from .history import UNFINISHED
 from .identity import in_words
 from .record import read_run
 
-THROUGHPUT = ("examples_per_second", "mfu", "memory_bytes")
+THROUGHPUT = ("examples_per_second", "tokens_per_second", "mfu", "memory_bytes")
 """What is sent of a run's throughput, under `throughput/`."""
 
 NOTES = "trackers.json"

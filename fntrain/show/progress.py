@@ -295,12 +295,19 @@ class ProgressBar:
         rate = since.rate(mark) if since else None
         if rate is None or since is None:
             return []
-        rows = (
+        examples = (
             rate * ctx.batch_size
             if _rows(ctx) is None
             else _work(ctx, since.step, ctx.step) / (mark.time - since.time)
         )
-        return [f"{number_text(rate)} steps/s", f"{number_text(rows)} examples/s"]
+        texts, measured = [f"{number_text(rate)} steps/s"], getattr(ctx, "throughput", None)
+        texts.append(f"{number_text(examples)} examples/s")
+        if measured is not None and measured.tokens_per_second is not None:
+            tokens = examples * measured.tokens_per_second / measured.examples_per_second
+            texts.append(f"{number_text(tokens)} tokens/s")
+        if measured is not None and measured.mfu is not None:
+            texts.append(f"{measured.mfu:.1%} MFU")
+        return texts
 
     def _eta(self, ctx: Any, now: float) -> str:
         since, mark = self._since, _Mark.of(now, ctx)

@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from jax.extend import core
 
 from .. import tree
 from .._core.typing import Batch, PyTree
 from ..sharding import manual
-from . import programs
+from . import gradients, members, programs
 from .state import TrainState
 from .task import Task
 
@@ -21,6 +20,7 @@ class Cost(NamedTuple):
     flops: int  # of matrix products and convolutions, each `cond` by its dearest branch
     bytes: int  # of the state, read and written, and of the batch
     least_flops: int = 0  # each `cond` by its cheapest branch: what every step does for certain
+    values: int | None = None  # of the loss, for a row of the batch; None where that has none of its own
 
     def seconds(self, device: Any) -> float:
         """The least time that a device of this kind takes for it."""
@@ -35,9 +35,24 @@ _PEAKS = {"cpu": (5e10, 1e10), "gpu": (1e14, 2e12), "tpu": (1e14, 1e12)}
 def cost_of(task: Task, state: TrainState, batch: Batch, weight: Any) -> Cost:
     """The cost of `train_step` on such a batch (arrays or shapes), from the trace that compiling it takes too."""
     with manual.mesh_context(task.axis_name, state.step):
-        program = jax.make_jaxpr(lambda *given: programs.one_step(task, *given))(state, batch, weight)
+        program = programs.one_step.trace(task, state, batch, weight).jaxpr.jaxpr
     traffic = 2 * tree.nbytes(_changed(state)) + tree.nbytes(batch)
-    return Cost(products(program.jaxpr), traffic, products(program.jaxpr, of_branches=min))
+    one_run = members.count(state) is None  # of several, the axis of rows may be anywhere
+    return Cost(
+        products(program), traffic, products(program, of_branches=min), _values(program) if one_run else None
+    )
+
+
+def _values(program: core.Jaxpr) -> int | None:
+    """How many values the loss has for a row: `[B, …]` is named in the trace, maybe of a micro-batch, or of a shard."""
+    for equation in program.eqns:
+        if equation.primitive.name == "name" and equation.params["name"] == gradients.VALUES:
+            shape: tuple[int, ...] = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+            return math.prod(shape[1:]) if shape else None
+        for inner in _programs(equation.params):
+            if (found := _values(inner)) is not None:
+                return found
+    return None
 
 
 def _changed(state: TrainState) -> PyTree:

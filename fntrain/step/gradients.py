@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from .. import precision, tree
 from .._core.errors import ConfigError, DataError
@@ -40,6 +41,7 @@ class Evaluated(NamedTuple):
 
 # Scopes: what operations of a compiled step are called by, and traces tell apart.
 FORWARD, OPTIMIZER, METRICS = "loss", "optimizer", "metrics"
+VALUES = "fntrain loss values"  # what they are called in a step's trace, for `step.cost` to find; nothing is computed
 
 
 class Partial(NamedTuple):
@@ -69,7 +71,7 @@ def evaluate(task: Task, params: Params, batch: Batch, ctx: Context, weight: jax
     values = loss.values
     if policy.output is not None:  # type: ignore[union-attr]
         values = values.astype(policy.output)  # type: ignore[union-attr]
-    values = tree.wide(values)
+    values = checkpoint_name(tree.wide(values), VALUES)
     if rows is not None and (values.ndim == 0 or values.shape[0] != rows):
         raise _not_per_example(values, rows)
     warn_of_pairs(task.loss_fn, loss, batch)

@@ -27,7 +27,15 @@ def test_a_throughput_is_rows_and_operations_over_the_time_between_two_moments()
     before = speed.mark(100)
     assert before == Mark(10.0, 100)
     got = speed.since(before, 110)
-    assert got == (110, 10, 2.5, 128.0, 1.0, 77)  # 10 steps of 32 rows, 10 * 1000 of 2.5 * 4000 operations
+    assert got == (
+        110,
+        10,
+        2.5,
+        128.0,
+        1.0,
+        77,
+        None,
+    )  # 10 steps of 32 rows, 10 * 1000 of 2.5 * 4000 operations
 
 
 def test_steps_of_several_sizes_count_by_what_each_of_them_takes():
@@ -120,3 +128,35 @@ def test_the_clock_is_read_where_the_loop_waits_anyway(monkeypatch):
         speed = speed_of(TASK, start(), {2: (jax.ShapeDtypeStruct((2, 3), jnp.float32), None)})
         speed.since(speed.mark(0), 1)
     assert not waits
+
+
+def test_a_loss_of_many_values_an_example_says_tokens_a_second(monkeypatch):
+    """[B, T] values are T tokens an example, however the batch is cut and whatever is masked; one value is none."""
+    tokens = np.arange(48).reshape(8, 6) % 5
+
+    def loss_fn(p, b, ctx):
+        return ft.losses.cross_entropy(p["w"][b], b, ignore_index=0)
+
+    for cut in (1, 3):
+        task = ft.Task(loss_fn, ft.optimizers.sgd(0.1), microbatches=cut)
+        state = ft.init_state(task, {"w": np.zeros((5, 5), np.float32)})
+        form = jax.ShapeDtypeStruct((4, 6), jnp.int32), None
+        assert cost_of(task, state, *form).values == 6
+        speed = speed_of(task, state, form, 4)
+        before = speed.mark(0)._replace(seconds=0.0)
+        got = speed.since(before, 10)
+        assert got.tokens_per_second == pytest.approx(6 * got.examples_per_second)
+    assert cost_of(TASK, start(), jax.ShapeDtypeStruct((2, 3), jnp.float32), None).values == 1
+    scalar = ft.Task(lambda p, b, ctx: jnp.sum(p["w"]) + jnp.mean(b), ft.optimizers.sgd(0.1))
+    assert cost_of(scalar, start(), jax.ShapeDtypeStruct((2, 3), jnp.float32), None).values is None
+
+    printed = []
+    monkeypatch.setattr("builtins.print", lambda *a, **k: printed.append(str(a[0]) if a else ""))
+    result = ft.fit(task, state, tokens, epochs=1, batch_size=4, callbacks=[ft.callbacks.ProgressBar()])
+    assert result.throughput.tokens_per_second == pytest.approx(6 * result.throughput.examples_per_second)
+    assert any("tokens/s" in line for line in printed)
+
+
+def test_examples_are_no_tokens():
+    result = ft.fit(TASK, start(), X, epochs=1, batch_size=2, progress=False)
+    assert result.throughput.tokens_per_second is None
