@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 
 def interleaved(
     contenders: dict[str, Callable[[], Any]], *, rounds: int = 15, warmup: int = 3, timed: bool = False
@@ -34,3 +36,9 @@ def table(rows: list[list[str]], header: list[str]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join(" --- " for _ in header) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def spread(x: Any, digits: int = 3) -> list[str]:
+    """The median, and from the least to the largest."""
+    x = np.asarray(x, float)
+    return [f"{np.median(x):.{digits}g}", f"{x.min():.{digits}g} to {x.max():.{digits}g}"]
