@@ -203,22 +203,26 @@ def prodigy(steps: int = 400) -> str:
         no_rate = members(free, start, None, SEEDS)
         for name in names:
             data = _standardised(name)
-            rate = best(RATES, -_trained(adam, all_rates, data, steps)[0])
+            by_rate = _trained(adam, all_rates, data, steps)[0]
+            rate = best(RATES, -by_rate)
             tuned, tuned_loss, _ = _trained(
                 adam, ft.transforms.set_hyperparams(one_rate, learning_rate=rate), data, steps
             )
             own, own_loss, states = _trained(free, no_rate, data, steps)
             gap = own.mean() - tuned.mean()
+            its = float(np.median(states.opt_state.estim_lr))
+            nearest = np.argmin(np.abs(np.log(np.array(RATES) / its)))
             lines.append(
                 [
                     name,
                     f"{rate:.2g}",
-                    f"{np.median(states.opt_state.estim_lr):.2g}",
+                    f"{its:.2g}",
                     *spread(tuned, 4),
                     *spread(own, 4),
                     f"{gap:+.2f}",
                     "yes" if gap >= -1 else "no",
                     f"{tuned_loss.mean():.2g} / {own_loss.mean():.2g}",
+                    f"{by_rate.reshape(len(RATES), -1)[nearest].mean():.1f}",
                 ]
             )
     head = [
@@ -231,7 +235,7 @@ def prodigy(steps: int = 400) -> str:
         "seeds",
         "gap of means",
     ]
-    return table(lines, [*head, "within 1 %", "training loss, Adam / Prodigy"])
+    return table(lines, [*head, "within 1 %", "training loss, Adam / Prodigy", "Adam at Prodigy's rate, %"])
 
 
 def _trained(task: ft.Task, start: ft.TrainState, data: Any, steps: int) -> tuple[Any, Any, ft.TrainState]:

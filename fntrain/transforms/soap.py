@@ -10,6 +10,7 @@ from .. import tree
 from .._core import check
 from .._core.typing import PyTree
 from ..sharding.rules import Large
+from .branch import branch
 from .folding import Decay, decay_at, power_seen
 from .matrix import Form, check_axes, forms, in_stacks
 from .types import Moments, Transform, increment, like, transform
@@ -232,19 +233,24 @@ def _turned(x: _Matrices, eps: float) -> tuple[Any, ...]:
     left = None if x.left is None else kept * x.left + added * (x.g @ x.g.mT)
     right = None if x.right is None else kept * x.right + added * (x.g.mT @ x.g)
 
-    def begin(v: jax.Array, *_: Any) -> tuple[Any, ...]:
-        return v, *(None if a is None else jnp.linalg.eigh(a)[1][..., ::-1] for a in (left, right))
-
-    def turn(v: jax.Array, left_basis: Any, right_basis: Any) -> tuple[Any, ...]:
-        left_basis, places = _followed(left, left_basis)
-        v = v if places is None else jnp.take_along_axis(v, places[:, :, None], axis=1)
-        right_basis, places = _followed(right, right_basis)
-        v = v if places is None else jnp.take_along_axis(v, places[:, None, :], axis=2)
-        return v, left_basis, right_basis
-
-    which = jnp.where(first, 2, jnp.where(due, 1, 0))
-    v, *bases = jax.lax.switch(which, [lambda *same: same, turn, begin], v, *bases)
+    begun = branch(first, _begun, (v, *bases), left, right)
+    v, *bases = branch(due, _turned_on, begun, left, right)
     return u, v, left, right, *bases
+
+
+def _begun(old: tuple[Any, ...], left: Any, right: Any) -> tuple[Any, ...]:
+    """The bases of the first gradient."""
+    return old[0], *(None if a is None else jnp.linalg.eigh(a)[1][..., ::-1] for a in (left, right))
+
+
+def _turned_on(old: tuple[Any, ...], left: Any, right: Any) -> tuple[Any, ...]:
+    """The bases after a turn, and the second moment with its axes in their new order."""
+    v, left_basis, right_basis = old
+    left_basis, places = _followed(left, left_basis)
+    v = v if places is None else jnp.take_along_axis(v, places[:, :, None], axis=1)
+    right_basis, places = _followed(right, right_basis)
+    v = v if places is None else jnp.take_along_axis(v, places[:, None, :], axis=2)
+    return v, left_basis, right_basis
 
 
 def _followed(gram: Any, basis: Any) -> tuple[Any, Any]:

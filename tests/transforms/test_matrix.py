@@ -47,24 +47,25 @@ def test_orthogonalize_is_the_polar_factor_of_each_matrix():
 
 
 def test_letters_say_what_a_matrix_is():
-    p = {
-        "query": normal(6, 2, 3),
-        "joint": normal(6, 2, 3),
-        "conv": normal(2, 2, 3, 5),
+    p = {  # five matrices of one shape, which are taken together
+        "query": normal(6, 2, 4),
+        "joint": normal(6, 2, 2),
+        "conv": normal(2, 1, 3, 4),
         "torch": normal(4, 6),
     }
     axes = {"query": "rbc", "joint": "rcc", "conv": "rrrc", "torch": "cr"}
     tx = T.orthogonalize(**{**EXACT, "scaling": "spectral"}, axes=axes)
-    out, _ = tx.update(p, tx.init(p))
+    out, _ = jax.jit(tx.update)(p, tx.init(p))
+
+    def check(found, matrix):
+        np.testing.assert_allclose(found, polar(matrix) * np.sqrt(4 / 6), atol=2e-5)
+
     for head in range(2):
-        want = polar(p["query"][:, head]) * np.sqrt(3 / 6)
-        np.testing.assert_allclose(out["query"][:, head], want, atol=2e-5)
-    np.testing.assert_allclose(out["joint"].reshape(6, 6), polar(p["joint"].reshape(6, 6)), atol=2e-5)
-    np.testing.assert_allclose(
-        out["conv"].reshape(12, 5), polar(p["conv"].reshape(12, 5)) * np.sqrt(5 / 12), atol=2e-5
-    )
+        check(out["query"][:, head], p["query"][:, head])
+    check(out["joint"].reshape(6, 4), p["joint"].reshape(6, 4))
+    check(out["conv"].reshape(6, 4), p["conv"].reshape(6, 4))
     # Rows are inputs: of a kernel kept the other way, those are the last axis.
-    np.testing.assert_allclose(out["torch"], polar(p["torch"]) * np.sqrt(4 / 6), atol=2e-5)
+    check(out["torch"].T, p["torch"].T)
 
 
 def conditioned(rows, columns, least):
@@ -77,7 +78,7 @@ def conditioned(rows, columns, least):
 
 
 def singular_values(tx, g):
-    out, _ = tx.update({"w": g}, tx.init({"w": g}))
+    out, _ = jax.jit(tx.update)({"w": g}, tx.init({"w": g}))
     return np.linalg.svd(np.asarray(out["w"], np.float64), compute_uv=False)
 
 
@@ -238,6 +239,38 @@ def test_soap_without_turned_axes_is_adam_from_the_second_gradient_on():
             want, other = adam.update(g, other)
         for name in p:
             np.testing.assert_allclose(u[name], want[name], rtol=2e-6, err_msg=f"{name} {t}")
+
+
+def eager(jaxpr, names):
+    """How often the operations are done at every update: outside of all branches."""
+    found = sum(eqn.primitive.name in names for eqn in jaxpr.eqns)
+    inside = [x for eqn in jaxpr.eqns if eqn.primitive.name != "cond" for x in jax.tree.leaves(eqn.params)]
+    inside = [getattr(x, "jaxpr", x) for x in inside]
+    return found + sum(eager(x, names) for x in inside if hasattr(x, "eqns"))
+
+
+def test_a_population_turns_its_bases_when_a_run_would():
+    tx, grads = T.scale_by_soap(precondition_frequency=3), RNG.normal(size=(7, 3, 4, 4)).astype(F32)
+    states = jax.jit(jax.vmap(tx.init))(grads[0])
+    states = states._replace(count=jnp.array([0, 0, 1]))  # the third takes its bases to be made
+    alone = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(3)]
+    update, args = jax.vmap(tx.update), (grads[0], states)
+    for _ in range(2):  # members, and members of members
+        program = jax.make_jaxpr(update)(*args)
+        assert "eigh" in str(program)
+        assert "qr" in str(program)
+        assert eager(program.jaxpr, ("eigh", "qr", "householder_product")) == 0
+        update, args = jax.vmap(update), jax.tree.map(lambda x: jnp.stack([x, x]), args)
+    # The broken specimen: a branch as it is everywhere else.
+    plain = jax.vmap(lambda due, x: jax.lax.cond(due, lambda x: jnp.linalg.eigh(x)[1], lambda x: x, x))
+    assert eager(jax.make_jaxpr(plain)(jnp.ones(3, bool), grads[0]).jaxpr, ("eigh",)) == 1
+    one, all_of_them = jax.jit(tx.update), jax.jit(jax.vmap(tx.update))
+    for g in grads:
+        u, states = all_of_them(g, states)
+        for i in range(3):
+            want, alone[i] = one(g[i], alone[i])
+            np.testing.assert_allclose(u[i], want, atol=2e-5)
+    assert states.count.tolist() == [7, 7, 8]
 
 
 # What it costs, read from the programs: in all, and on each of eight devices.

@@ -21,10 +21,12 @@ RNG = np.random.default_rng(0)
 
 def around(x, count=0, block=64):
     """What comes back."""
-    x = jnp.asarray(x)
-    return np.asarray(
-        quantize._decode(*quantize._encode(x, block, quantize._drawn(x.shape, jnp.int32(count), "w")), block)
-    )
+    return np.asarray(_around(jnp.asarray(x), count, block))
+
+
+@partial(jax.jit, static_argnums=2)
+def _around(x, count, block):
+    return quantize._decode(*quantize._encode(x, block, quantize._drawn(x.shape, count, "w")), block)
 
 
 def test_codes_are_a_level_off_at_most():
@@ -130,7 +132,7 @@ def test_a_state_is_a_quarter_and_its_bits_are_kept_by_a_checkpoint():
     assert adam.mu["b"].dtype == jnp.float32  # too few to be worth it
     update = jax.jit(tx.update)
     grads = [{name: RNG.normal(size=x.shape).astype(np.float32) for name, x in p.items()} for _ in range(4)]
-    straight = resumed = tx.init(p)
+    straight = resumed = jax.jit(tx.init)(p)
     for i, g in enumerate(grads):
         u, straight = update(g, straight, p)
         if i == 2:
@@ -215,12 +217,11 @@ def test_whatever_says_what_its_moments_are():
         optimizers.soap(1e-2),
         optax.lion(1e-3),
     ):
-        kinds = {
-            x.dtype for x in jax.tree.leaves(T.quantize_state(tx, min_size=1).init(p)) if x.shape == (8, 64)
-        }
+        state = jax.eval_shape(T.quantize_state(tx, min_size=1).init, p)
+        kinds = {x.dtype for x in jax.tree.leaves(state) if x.shape == (8, 64)}
         assert kinds == {np.dtype("uint8")}, tx
     # An average of the parameters is none, however like one it looks.
-    state = T.quantize_state(ft.chain(optimizers.adam(0.1), ft.ema(0.9)), min_size=1).init(p)
+    state = jax.jit(T.quantize_state(ft.chain(optimizers.adam(0.1), ft.ema(0.9)), min_size=1).init)(p)
     np.testing.assert_array_equal(ft.averaged(state)["w"], p["w"])
 
 
