@@ -66,7 +66,8 @@ def scale_by_soap(
     A step takes :math:`4\,(r^2 c + r c^2)` multiplications for r rows and c columns, and a turn of the bases
     :math:`O(r^3 + c^3)`. Beside Adam's moments the state has :math:`2\,(r^2 + c^2)` numbers. Matrices of one shape are
     taken together, and on a mesh each device takes its share of them: what moves to it and back, bases included, is
-    at most twice the size of all matrices, where these are split over the devices.
+    at most twice the size of all matrices, where these are split over the devices. A population turns its bases at the
+    updates at which a run of one would.
 
     Args:
       b1: β₁, in [0, 1).
