@@ -1,6 +1,7 @@
 """How fast a run is: examples and tokens a second, the share of the device's arithmetic, its memory.
 
-Said of a run, never in it. Measured where the loop waits anyway. It is no part of the history, which is the same for the same run (law 11).
+Said of a run, never in it. Measured where the loop waits anyway. It is no part of the history, which is the same for
+the same run (law 11).
 """
 
 import re
