@@ -71,7 +71,8 @@ class ArrayLoader:
 
     def batch(self, epoch: int, index: int) -> tuple[Batch, np.ndarray]:
         """Batch `index` of an epoch, `(batch, weight)`; rows past the end are zeros of weight 0."""
-        rows, size = self.picked(epoch, index), self.cut.at(epoch, index).size
+        _, start, size, *_ = self.cut.at(epoch, index)
+        rows = self.order(epoch)[start : start + size]
         batch = check_range(self.read(rows), "`data`")
         return padded(batch, len(rows), size)
 

@@ -140,10 +140,12 @@ class Cut:
 
     def stretches(self, epoch: int) -> list[Stretch]:
         """An epoch's batches, by size."""
-        alike = self.edges[bisect.bisect(self.edges, epoch) - 1]
-        if alike not in self._known:
-            self._known[alike] = list(self._walk(alike))
-        return self._known[alike]
+        edges = self.edges
+        alike = edges[bisect.bisect(edges, epoch) - 1] if len(edges) > 1 else 0
+        known = self._known.get(alike)
+        if known is None:
+            known = self._known[alike] = list(self._walk(alike))
+        return known
 
     def _walk(self, epoch: int) -> Iterable[Stretch]:
         index = start = 0
@@ -162,12 +164,15 @@ class Cut:
 
     def at(self, epoch: int, index: int) -> Stretch:
         """The stretch from batch `index` of an epoch on."""
-        nothing = Stretch(0, 0, self.stages[-1].size, 0, 0)
-        found = next((s for s in reversed(self.stretches(epoch)) if s.index <= index), nothing)
-        done = index - found.index
-        return Stretch(
-            index, found.start + done * found.size, found.size, found.count - done, found.whole - done
-        )
+        stretches = self.stretches(epoch)
+        if not stretches:
+            return Stretch(index, self.rows, self.stages[-1].size, 0, 0)
+        found = stretches[-1]
+        if len(stretches) > 1 and found.index > index:
+            found = next(stretch for stretch in reversed(stretches) if stretch.index <= index)
+        first, start, size, count, whole = found  # asked for at every dispatch
+        done = index - first
+        return Stretch(index, start + done * size, size, count - done, whole - done)
 
     def example(self, epoch: int, index: int) -> int:
         """How many examples of an epoch are in its batches before number `index`."""
