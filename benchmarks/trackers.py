@@ -5,10 +5,13 @@ tracker's run is begun and ended in each fit, and timed with it. Beside that, wh
 """
 
 import argparse
+import datetime
+import platform
 import tempfile
 import time
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -60,6 +63,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
+    print(
+        f"{datetime.date.today()}, {platform.machine()}, {jax.devices()[0].device_kind}, jax {jax.__version__}, "
+        f"medians of {rounds} interleaved rounds\n"
+    )
     where = tempfile.mkdtemp()
     watchers: dict[str, Any] = {
         "nobody": None,

@@ -1,12 +1,14 @@
 """What it costs to know where the time went: `python -m benchmarks.understanding [--rounds N]`.
 
 Of `fit`: the stopwatch, the heartbeat file and the watch for second compilations, which are always there, against a
-stopwatch that does nothing. Of a step of about 3 ms: the transforms that record, which are asked for.
+stopwatch that does nothing. Of a step of about 3 ms: the transforms that record, which are asked for; and of the update
+alone, without forward and backward, the processor's time, which other programs of a busy machine do not add to.
 """
 
 import argparse
 import datetime
 import platform
+import time
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -19,7 +21,7 @@ from benchmarks._measure import interleaved, table
 from benchmarks.guards import Steps
 from fntrain.run.goodput import Meter
 
-STEPS = 400
+STEPS, UPDATES = 400, 5
 
 
 class Still(Meter):
@@ -45,6 +47,28 @@ def fits(meter: type[Meter]) -> Callable[[], None]:
     return run
 
 
+class Updates:
+    """A contender: an optimizer's updates of the wide network, and the processor time that they took."""
+
+    def __init__(self, tx: ft.Transform):
+        steps = Steps(tx, "wide")
+        self.params, self.state = steps.state.params, tx.init(steps.state.params)
+        self.grads = jax.tree.map(lambda x: 0.01 * x + 0.001, self.params)
+
+        def update(params: Any, state: Any, grads: Any) -> Any:
+            updates, state = tx.update(grads, state, params)
+            return jax.tree.map(lambda p, u: p + u, params, updates), state
+
+        self.update = jax.jit(update, donate_argnums=(0, 1))
+
+    def __call__(self) -> float:
+        began = time.process_time()
+        for _ in range(UPDATES):
+            self.params, self.state = self.update(self.params, self.state, self.grads)
+        jax.block_until_ready(self.params)
+        return time.process_time() - began
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=31)
@@ -60,14 +84,17 @@ def main() -> None:
     for name, seconds in medians.items():
         rows.append(["fit, a step", name, f"{seconds / STEPS * 1e6:.1f}", f"{seconds / base:.3f}"])
     adamw = ft.optimizers.adamw(1e-3)
-    steps = {
-        "adamw": Steps(adamw, "wide"),
-        "with record_updates": Steps(ft.chain(adamw, ft.transforms.record_updates()), "wide"),
-    }
+    watched = ft.chain(adamw, ft.transforms.record_updates())
+    steps = {"adamw": Steps(adamw, "wide"), "with record_updates": Steps(watched, "wide")}
     medians = interleaved(steps, rounds=arguments.rounds)
     for name, seconds in medians.items():
         each = seconds / steps[name].steps
         rows.append(["train_step, wide", name, f"{each * 1e6:.1f}", f"{seconds / medians['adamw']:.3f}"])
+    alone = {"adamw": Updates(adamw), "with record_updates": Updates(watched)}
+    medians = interleaved(alone, rounds=5 * arguments.rounds, timed=True)
+    for name, seconds in medians.items():
+        ratio = f"{seconds / medians['adamw']:.3f}"
+        rows.append(["an update alone, processor's time", name, f"{seconds / UPDATES * 1e6:.1f}", ratio])
     print(table(rows, ["what", "how", "µs a step", "ratio"]))
 
 
