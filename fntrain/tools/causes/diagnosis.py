@@ -49,7 +49,7 @@ class Finding:
     threshold: float
     says: str
     advice: str
-    picture: Picture | None = dataclasses.field(default=None, repr=False)
+    picture: Picture | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def plot(self, path: str | PathLike[str] | None = None) -> "Figure":
         """Draw what was measured over the epochs, with the level that it is held to.
