@@ -156,7 +156,7 @@ def _add(a: Any, b: Any) -> Any:
     return tuple(x + y for x, y in zip(a, b))
 
 
-def _chosen(totals: list[jax.Array], kind: np.dtype) -> Parts:
+def _chosen(totals: Any, kind: np.dtype) -> Parts:
     total, up, down = totals
     plain, scale = _scale(total, kind)
     return jnp.sqrt(jnp.where(plain, total, jnp.where(total < 1, up, down))), scale

@@ -359,11 +359,13 @@ def train(
         return *programs.train_many_into(*given), None
 
 
-def evaluated(feed: Feed, state: TrainState, stopped: Callable[[], bool] | None = None) -> Packed:
-    """The metrics of a whole data set, accumulated on the device."""
+def evaluated(
+    feed: Feed, state: TrainState, stopped: Callable[[], bool] | None = None, there: Any = None
+) -> Packed:
+    """The metrics of a whole data set, accumulated on the device, where its arrays may be already: `there`."""
     metrics = programs.started(feed.empty, state)
     piece = None
-    for piece in feed.pieces(Position(0, 0), lambda done: 1):
+    for piece in (there or feed).pieces(Position(0, 0), lambda done: 1):
         with jax.transfer_guard_host_to_device("allow"):
             metrics = programs.eval_into(feed.task, state, metrics, piece.batch, piece.weight)
         if stopped is not None and stopped():

@@ -33,7 +33,7 @@ def resident(feed: Feed, state: TrainState, asked: Any) -> "Resident | None":
     """
     if asked is False:
         return None
-    why = _unfit(feed)
+    why = unfit(feed)
     if asked is True:
         if why is not None:
             raise ConfigError(f"`data_on_device=True` needs `data` to be arrays in memory, and {why}")
@@ -46,7 +46,7 @@ def resident(feed: Feed, state: TrainState, asked: Any) -> "Resident | None":
     return Resident(feed, state) if SHARE * _nbytes(feed) <= free else None
 
 
-def _unfit(feed: Feed) -> str | None:
+def unfit(feed: Feed) -> str | None:
     """Why a feed's data cannot be put on the device as it is, in words."""
     source = feed.source
     if not isinstance(source, Arrays):

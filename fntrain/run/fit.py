@@ -48,8 +48,7 @@ class FitResult(tuple[TrainState, History]):
       diverged: whether the run came to nothing: no loss of it was finite, or the last one was not, and neither are the
         parameters. The `status` in the run directory's `config.json` says `"diverged"` then, and else `"done"`,
         `"stopped"` or `"interrupted"`.
-      throughput: how fast the last epoch was: `examples_per_second`, `tokens_per_second`, `mfu`, `memory_bytes`, …;
-        None if not measured.
+      throughput: how fast the last epoch was: `examples_per_second`, `tokens_per_second`, `mfu`, … or None.
       rehearsal: what was rehearsed before, and the time and memory that it took, or None.
       goodput: where the time went, over all resumes.
       recompiled: why a step was compiled again, a line each.
@@ -207,10 +206,11 @@ def fit(
       rehearse: do first all that the run will do, once, and throw it away: two steps on the first batch, one
         validation, one checkpoint, written beside `run_dir`, read back and compared bitwise. Times and memory are
         printed, and in `result.rehearsal`; then the run goes on, as it would have without. Callbacks are not called.
-      data_on_device: put `data`, where it is arrays, on the device once, where each step gathers its rows itself; the
-        order is the same, and so are the results. On a mesh every device holds all of it. True does so, and refuses
-        what is no array in memory; False never does; `"auto"` does so on one accelerator, if it fits a quarter of the
-        memory that is free there. What is changed in the arrays during the run is then not seen.
+      data_on_device: put `data`, and `validation_data`, where they are arrays, on the device once, where each step
+        gathers its rows itself; the order is the same, and so are the results. On a mesh every device holds all of it.
+        True does so, and refuses `data` that is no array in memory; False never does; `"auto"` does so on one
+        accelerator, if it fits a quarter of the memory that is free there. What is changed in the arrays during the
+        run is then not seen.
       recompile: what to do when a step of the run is compiled a second time, for which a callback that has put other
         arrays into the state is the usual reason: `"warn"` of it, `"raise"`, or `"ignore"`. It names the leaf of the
         state or the batch that is another than before, from what to what.

@@ -329,6 +329,9 @@ def loop(
         watched = Monitor(*_ranked(task, feeds, options.best), argument="keep_best")
         watched.begin(ctx)
         best = BestState(watched, run)
+    there = resident(training, state, options.data_on_device)
+    if feeds.validation is not None:
+        feeds.validation.put(state, options.data_on_device)
     return Loop(
         options,
         training,
@@ -344,7 +347,7 @@ def loop(
         meter,
         Forms(options.recompile),
         best=best,
-        resident=resident(training, state, options.data_on_device),
+        resident=there,
     )
 
 

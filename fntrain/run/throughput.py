@@ -1,7 +1,7 @@
 """How fast a run is: examples and tokens a second, the share of the device's arithmetic, its memory.
 
-Said of a run, never in it. Measured where the loop waits anyway. It is no part of the history, which is the same for
-the same run (law 11).
+Measured where the loop waits anyway, and said of a run, never in it: it is no part of the history, which is the same
+for the same run (law 11).
 """
 
 import re

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..data import feed as feed_lib
 from ..data.feed import Feed
+from ..data.resident import Resident, resident, unfit
 from ..step import programs
 from ..step.packed import Packed
 from ..step.state import TrainState
@@ -28,6 +29,14 @@ class Validation:
     def __init__(self, feeds: Mapping[str, Feed], at: At):
         self.feeds = dict(feeds)
         self.at = at
+        self.there: dict[Feed, Resident] = {}  # those that are on the device
+
+    def put(self, state: TrainState, asked: Any) -> None:
+        """Put what is arrays on the device once, as `data_on_device` asks; the rest is read as it is."""
+        for feed in self.feeds.values():
+            found = None if unfit(feed) else resident(feed, state, asked)
+            if found is not None:
+                self.there[feed] = found
 
     def parts(self) -> Iterator[tuple[str, Feed, bool]]:
         """`(prefix of the columns, data, whether at the average)`."""
@@ -44,7 +53,8 @@ class Validation:
         for prefix, feed, at_average in self.parts():
             if at_average and mean is None:
                 mean = dataclasses.replace(state, params=averaged(state))
-            metrics = feed_lib.evaluated(feed, mean if at_average else state, stopped)  # type: ignore[arg-type]
+            at: Any = mean if at_average else state
+            metrics = feed_lib.evaluated(feed, at, stopped, self.there.get(feed))
             if stopped():
                 return None
             values[prefix] = programs.reported(task, metrics)

@@ -47,7 +47,7 @@ def _values(program: core.Jaxpr) -> int | None:
     """How many values the loss has for a row: `[B, …]` is named in the trace, maybe of a micro-batch, or of a shard."""
     for equation in program.eqns:
         if equation.primitive.name == "name" and equation.params["name"] == gradients.VALUES:
-            shape: tuple[int, ...] = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+            shape = getattr(equation.outvars[0].aval, "shape", ())
             return math.prod(shape[1:]) if shape else None
         for inner in _programs(equation.params):
             if (found := _values(inner)) is not None:

@@ -355,7 +355,7 @@ def _kept_model_state(old: PyTree, part: gradients.Partial, opt_state: PyTree) -
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=8)
 def _eval_step(task, impl, step, params, model_state, bits, batch, weight, metrics):
     state = _read_only(impl, step, params, model_state, bits)
-    return _joined(task, metrics, _evaluation(task, state, batch, weight))
+    return _joined(task, metrics, _evaluation(task, state, gathered(batch), weight))
 
 
 def _read_only(impl: Any, step: Any, params: Any, model_state: Any, bits: Any) -> TrainState:
@@ -366,7 +366,7 @@ def _read_only(impl: Any, step: Any, params: Any, model_state: Any, bits: Any) -
 # It is given the whole state, the optimizer's too, which may hold an average.
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
 def _own_eval_step(task, state, batch, weight, metrics):
-    return _joined(task, metrics, replaced.evaluated(task, state, batch, weight))
+    return _joined(task, metrics, replaced.evaluated(task, state, gathered(batch), weight))
 
 
 def _one_evaluation(task: Task, state: TrainState, batch: Batch, weight: Any) -> tuple[None, StepMetrics]:

@@ -104,6 +104,26 @@ def test_on_a_mesh_too():
     assert bits(got.state) == bits(want.state)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_validations_are_there_too_and_the_same(devices, monkeypatch):
+    mesh = ft.sharding.mesh(data=8) if devices == 8 else None
+    sets = dict(val=(X[:29], Y[:29]), list=[(X[:8], Y[:8]), (X[8:16], Y[8:16])])  # a tail of five; no arrays
+    kinds = []
+    pieces = Resident.pieces
+
+    def seen(self, *given):
+        kinds.append(self._loader.rows)
+        return pieces(self, *given)
+
+    monkeypatch.setattr(Resident, "pieces", seen)
+    arguments = dict(
+        epochs=2, batch_size=8, progress=False, evaluate_at="params", validation_data=ft.named(**sets)
+    )
+    host, there = (ft.fit(TASK, start(mesh), (X, Y), data_on_device=on, **arguments) for on in (False, True))
+    assert there.history.rows() == host.history.rows()
+    assert kinds == [90, 29, 90, 29]
+
+
 def test_what_travels_is_the_rows():
     feed, state = feed_of()
     piece = next(Resident(feed, state).pieces(Position(0, 0), lambda done: 4))
