@@ -102,6 +102,26 @@ ROWS = {
         lambda: ft.losses.cross_entropy(X, np.zeros(4, int), smoothing=0.1),
     ),
     "fit(epoch=)": (A, r"`epoch`.*`fit\(task, state, data.*'epochs'", lambda: fit(epoch=3)),
+    "fit(x=)": (A, r"`x`.*one `data`, a tuple: `\(x, y\)`", lambda: ft.fit(PAIRS, state(PAIRS), x=X, y=Y)),
+    "fit(validation_split=)": (
+        A,
+        r"`validation_split`.*`train, held_out = fntrain.split\(data, 0.8\)`",
+        lambda: fit(validation_split=0.2),
+    ),
+    "fit(steps_per_epoch=)": (
+        A,
+        "`steps_per_epoch`.*`steps` are the batches",
+        lambda: fit(steps_per_epoch=3),
+    ),
+    "fit(initial_epoch=)": (A, "`initial_epoch`.*`run_dir=…, resume=True`", lambda: fit(initial_epoch=3)),
+    "fit(class_weight=)": (
+        A,
+        "`class_weight`.*the loss's.*class_weights",
+        lambda: fit(class_weight={0: 2.0}),
+    ),
+    "fit(sample_weight=)": (A, "`sample_weight`.*the loss's.*weights=", lambda: fit(sample_weight=Y)),
+    "fit(lr=)": (A, "`lr`.*the optimizer's", lambda: fit(lr=0.1)),
+    "fit(output_dir=)": (A, "`output_dir`.*'run_dir'", lambda: fit(output_dir="runs")),
     "fit(callback=)": (A, "`callback`.*'callbacks'", lambda: fit(callback=[])),
     "fit(validation=)": (A, "`validation`.*'validation_data'", lambda: fit(validation=(X, Y))),
     "train_step(weights=)": (
@@ -397,7 +417,8 @@ ROWS = {
     ),
     "shuffle 'no'": (C, "`shuffle` must be True or False", lambda: fit(shuffle="no")),
     "shuffle None": (C, "`shuffle` must be True or False", lambda: ft.data_loader((X, Y), 2, shuffle=None)),
-    "verbose 2": (C, "`verbose` must be True or False", lambda: fit(verbose=2)),
+    "verbose 2": (C, "`verbose` must be True or False.*`progress=False`", lambda: fit(verbose=2)),
+    "verbose 0": (C, "`verbose` must be True or False, got 0 .*`progress=False`", lambda: fit(verbose=0)),
     "run_epoch(x, y)": (
         C,
         "`training` must be True or False",

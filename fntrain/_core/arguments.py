@@ -18,19 +18,55 @@ F = TypeVar("F", bound=Callable[..., Any])
 ELSEWHERE = {
     "betas": "b1",
     "decay_steps": "steps",
+    "default_root_dir": "run_dir",
+    "eval_dataset": "validation_data",
     "filepath": "directory",
+    "log_dir": "run_dir",
+    "logdir": "run_dir",
     "model": "params",
+    "num_train_epochs": "epochs",
     "opt": "tx",
     "optimizer": "tx",
+    "output_dir": "run_dir",
     "rng": "key",
+    "save_dir": "run_dir",
     "seed": "key",
     "T_max": "steps",
     "total_steps": "steps",
+    "train_data": "data",
+    "train_dataloaders": "data",
+    "train_dataset": "data",
     "train_size": "fraction",
     "transition_steps": "steps",
     "val_data": "validation_data",
+    "val_dataloaders": "validation_data",
 }
 """What other libraries call an argument that has another name here: said, where the function has that one."""
+
+_GOES_ON = "a run goes on by `run_dir=…, resume=True`, and `epochs` are those in all"
+_OF_THE_TASK = "that is the Task's: `Task(loss_fn, tx, metrics)`"
+_OF_THE_LOSS = "that is the loss's, `losses.cross_entropy(logits, labels, {})`"
+_PAIR = "give both as one `data`, a tuple: `(x, y)`"
+IN_WORDS = {
+    "ckpt_path": ("resume", _GOES_ON),
+    "class_weight": ("task", _OF_THE_LOSS.format("class_weights=…")),
+    "initial_epoch": ("resume", _GOES_ON),
+    "loss": ("task", _OF_THE_TASK),
+    "lr": ("task", "that is the optimizer's: `Task(loss_fn, optimizers.adam(1e-3))`"),
+    "metrics": ("task", _OF_THE_TASK),
+    "optimizer": ("task", _OF_THE_TASK),
+    "sample_weight": ("task", _OF_THE_LOSS.format("weights=…") + ", from a column of `data`"),
+    "steps_per_epoch": ("steps", "an epoch is all of `data`; `steps` are the batches of the whole run"),
+    "test_size": ("fraction", "did you mean 'fraction', of the first part, which is 1 - `test_size`?"),
+    "validation_batch_size": ("validation_data", "validations take `batch_size` as well"),
+    "validation_split": (
+        "validation_data",
+        "split first: `train, held_out = fntrain.split(data, 0.8)`, then `validation_data=held_out`",
+    ),
+    "x": ("data", _PAIR),
+    "y": ("data", _PAIR),
+}
+"""Likewise, where one name is not enough: the argument that the function has, and what to do."""
 
 
 def checked(function: F) -> F:
@@ -151,11 +187,10 @@ def misfit(
 
 
 def meant(key: str, names: list[str]) -> str:
-    """`; did you mean 'x'?`, for an argument in another spelling or another library's word."""
-    if (
-        key == "test_size" and "fraction" in names
-    ):  # the other way round: the share of the first part is meant here
-        return "; did you mean 'fraction', of the first part, which is 1 - `test_size`?"
+    """`; did you mean 'x'?`, or what to do, for an argument in another spelling or another library's word."""
+    argument, said = IN_WORDS.get(key, ("", ""))
+    if argument in names:
+        return f"; {said}"
     known = ELSEWHERE.get(key)
     return did_you_mean(known if known in names else key, names)
 

@@ -84,14 +84,21 @@ def number_or_schedule(name: str, value: Any, **bounds: float) -> None:
     return function(name, value, "(step) -> value", takes=1)
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any, hint: str = "") -> bool:
     """Check a truth value, and return it as Python's: `"no"`, 0 and None are none.
+
+    Args:
+      name: the argument.
+      value: what was given.
+      hint: what else may have been meant, for the end of the message.
 
     Raises:
       ConfigError: if `value` is anything but True or False.
     """
     if not isinstance(value, bool | np.bool_):
-        raise ConfigError(f"`{name}` must be True or False, got {said(value)} of type {type(value).__name__}")
+        raise ConfigError(
+            f"`{name}` must be True or False, got {said(value)} of type {type(value).__name__}{hint}"
+        )
     return bool(value)
 
 

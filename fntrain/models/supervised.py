@@ -11,7 +11,7 @@ import numpy as np
 from .. import losses, metrics as metrics_lib, optimizers, schedules, tree
 from .._core import check
 from .._core.arguments import checked
-from .._core.errors import ConfigError
+from .._core.errors import ConfigError, DataError
 from .._core.value import factory
 from ..losses.names import ALIASES as LOSS_NAMES
 from ..metrics.base import Metric, metric
@@ -198,6 +198,8 @@ def _supervised(
                 f"`loss_fn` of your own and a `Task`"
             )
         out, model_state = outputs_of(params, batch, ctx)
+        if isinstance(loss, str) and kind != "classes":
+            _check_shapes(out, batch[1])
         result = loss_of(out, batch[1])
         return result.with_outputs(**_named(kind, out, batch[1])).with_state(model_state)
 
@@ -212,6 +214,21 @@ def _supervised(
         policy=policy,
         predict_fn=predict_fn,
     )
+
+
+def _check_shapes(out: Any, targets: Any) -> None:
+    """Refuse a column where a vector is, or the other way round, with what to do about it here."""
+    given, wanted = jnp.shape(out), jnp.shape(targets)
+    said = f"the model gives {list(given)} for targets {list(wanted)}"
+    if given == (*wanted, 1):
+        raise DataError(
+            f"`model` and targets must have one shape, and {said}: end the model with `lambda x: x[..., 0]`, or give "
+            f"the targets that axis, `(x, y[..., None])`"
+        )
+    if wanted == (*given, 1):
+        raise DataError(
+            f"`model` and targets must have one shape, and {said}: give the targets without that axis, `(x, y[..., 0])`"
+        )
 
 
 def _applied(model: Any) -> Callable[..., tuple[Any, Any]]:

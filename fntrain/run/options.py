@@ -64,8 +64,10 @@ class Options:
         for name in ("epochs", "steps", "validation_every"):
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), at_least=1)
-        for name in ("shuffle", "donate", "progress", "verbose", "rehearse"):
+        for name in ("shuffle", "donate", "progress", "rehearse"):
             check.flag(name, getattr(self, name))
+        shown = "; it says what the run will do before it begins, and `progress=False` is what shows nothing of it"
+        check.flag("verbose", self.verbose, shown)
         if self.data_on_device != "auto":
             check.flag("data_on_device", self.data_on_device)
         if self.max_time is not None:

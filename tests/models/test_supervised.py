@@ -267,3 +267,23 @@ def test_several_inputs_and_a_model_that_asks_for_the_context():
     np.testing.assert_allclose(
         ft.predict(task, state, ((jnp.asarray(X), X), Y)), wanted, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber", "binary_cross_entropy"])
+def test_a_column_for_a_vector_is_refused_with_what_to_do_here(loss):
+    x, y, params = jnp.ones((4, 3)), jnp.ones(4), {"w": jnp.ones((3, 1))}
+
+    def values(model, y):
+        task = ft.supervised(model, loss, "sgd", (), learning_rate=0.1)
+        return task.loss_fn(params, (x, y), None).values
+
+    with pytest.raises(
+        ft.DataError, match=r"\[4, 1\] for targets \[4\]: end.*x\[\.\.\., 0\].*y\[\.\.\., None"
+    ):
+        values(lambda params, x: x @ params["w"], y)
+    with pytest.raises(ft.DataError, match=r"`model`.*\[4\] for targets \[4, 1\]: .*`\(x, y\[\.\.\., 0\]\)`"):
+        values(lambda params, x: (x @ params["w"])[..., 0], y[:, None])
+    # Both ways out are ways.
+    one = values(lambda params, x: (x @ params["w"])[..., 0], y)
+    two = values(lambda params, x: x @ params["w"], y[..., None])
+    np.testing.assert_array_equal(one, np.reshape(two, 4))
