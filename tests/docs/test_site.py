@@ -38,6 +38,10 @@ NARROW += [
     "reference/run.html",
 ]
 
+WIDE = """() => [...document.querySelectorAll(".highlight pre")]
+    .filter(block => block.scrollWidth > block.clientWidth)
+    .map(block => block.innerText.split("\\n").reduce((a, b) => a.length > b.length ? a : b))"""
+
 built = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no browser was found on PATH")
 
@@ -199,6 +203,13 @@ def test_a_reader_finds_reads_and_copies(browser):
             if tab.evaluate("document.body.dataset.theme") != "light":
                 tab.locator(".theme-toggle:visible").first.click()
         assert brightness() > 600
+
+        # Code on the pages that people learn from is read without scrolling sideways.
+        for folder in (SITE, SITE / "guides", SITE / "coming_from"):
+            for path in sorted(folder.glob("*.html")):
+                tab.goto(address + str(path.relative_to(SITE)), wait_until="domcontentloaded")
+                wide = tab.evaluate(WIDE)
+                assert not wide, (path.name, wide)
 
         # A telephone.
         tab.set_viewport_size({"width": 375, "height": 700})
