@@ -117,7 +117,7 @@ def test_low_precision_is_in_the_factors_alone(dtype):
 
 def test_a_kernel_in_float32_keeps_its_gradient_there():
     h, k = jnp.asarray(H, jnp.bfloat16), jnp.asarray(K, jnp.float32)
-    gradient = jax.grad(lambda k: linear_cross_entropy(h, k, Y).mean())(k)
+    gradient = jax.jit(jax.grad(lambda k: linear_cross_entropy(h, k, Y).mean()))(k)
     assert gradient.dtype == jnp.float32
     assert (gradient != gradient.astype(jnp.bfloat16).astype(jnp.float32)).any()
 
@@ -126,12 +126,10 @@ def test_float16_gradients_do_not_underflow_among_many_rows():
     """The mean's 1 / N is applied to sums: 1e-6 of a slope of 1e-2 would be nothing in float16."""
     h, k = jnp.ones((2, D), jnp.float16), jnp.asarray(K * 0.1, jnp.float16)
     y, uneven = np.array([0, 3]), np.float32([1e-7, 3e-7])
+    pull = jax.jit(lambda k, g: jax.vjp(lambda k: linear_cross_entropy(h, k, y).values, k)[1](g)[0])
+    k, scale = k.astype(jnp.float32), np.float32(2.0**15)
     for g in (uneven, np.full(2, 1e-7, np.float32)):
-        scale = 2.0**15
-        one = jax.vjp(lambda k: linear_cross_entropy(h, k, y).values, k.astype(jnp.float32))[1](g)[0]
-        large = jax.vjp(lambda k: linear_cross_entropy(h, k, y).values, k.astype(jnp.float32))[1](scale * g)[
-            0
-        ]
+        one, large = pull(k, g), pull(k, scale * g)
         np.testing.assert_array_equal(one * scale, large)
         assert (one != 0).all()
 
@@ -202,8 +200,8 @@ def test_rows_that_do_not_count_may_hold_anything():
     def mean(h, k, **options):
         return linear_cross_entropy(h, k, ignored, ignore_index=-100, chunk=4, **options).mean()
 
-    got = jax.jit(jax.value_and_grad(mean, (0, 1)))(garbage, np.float32(K))
-    wanted = jax.jit(jax.value_and_grad(mean, (0, 1)))(clean, np.float32(K))
+    of = jax.jit(jax.value_and_grad(mean, (0, 1)))
+    got, wanted = of(garbage, np.float32(K)), of(clean, np.float32(K))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(got[1][0][W == 0], 0)
@@ -214,9 +212,10 @@ def test_rows_that_do_not_count_may_hold_anything():
         values = linear_cross_entropy(h, k, Y, chunk=4).values
         return jnp.sum(jnp.where(step != 0, values, 0) * step)
 
-    for a, b in zip(jax.grad(stepped, (0, 1))(garbage, np.float32(K)), jax.grad(stepped, (0, 1))(clean, K)):
+    slopes = jax.jit(jax.grad(stepped, (0, 1)))
+    for a, b in zip(slopes(garbage, np.float32(K)), slopes(clean, np.float32(K))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    nothing = jax.grad(lambda h, k: linear_cross_entropy(h, k, Y, weights=0 * W).mean(), (0, 1))
+    nothing = jax.jit(jax.grad(lambda h, k: linear_cross_entropy(h, k, Y, weights=0 * W).mean(), (0, 1)))
     assert all((np.asarray(x) == 0).all() for x in nothing(garbage, np.float32(K)))
 
 
@@ -273,9 +272,10 @@ def test_rows_and_vocabulary_over_a_mesh(data, model):
         )
         program = step.lower(*given).compile()
         got = program(*given)
-        wanted = jax.value_and_grad(lambda h, k: cross_entropy(h @ k, y, label_smoothing=0.1).mean(), (0, 1))(
-            h, k
+        whole = jax.jit(
+            jax.value_and_grad(lambda h, k: cross_entropy(h @ k, y, label_smoothing=0.1).mean(), (0, 1))
         )
+        wanted = whole(h, k)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
     assert [x.sharding for x in got[1]] == split[:2]
@@ -293,7 +293,7 @@ def test_axes_that_are_mapped_or_explicit():
     def mean(h, k, y):
         return linear_cross_entropy(h, k, y, chunk=4).mean()
 
-    wanted = jax.grad(mean, (0, 1))(h, k, y)
+    wanted = jax.jit(jax.grad(mean, (0, 1)))(h, k, y)
     mesh = ft.sharding.mesh(jax.devices()[:2])
 
     def over(h, k, y):
@@ -304,7 +304,8 @@ def test_axes_that_are_mapped_or_explicit():
     assert (
         mapped.as_text().count("] all-reduce(") + mapped.as_text().count("} all-reduce(") == 1
     )  # not one a chunk
-    batched = jax.vmap(jax.grad(mean, (0, 1)), in_axes=(0, None, 0))(h.reshape(2, 8, D), k, y.reshape(2, 8))
+    by_halves = jax.jit(jax.vmap(jax.grad(mean, (0, 1)), in_axes=(0, None, 0)))
+    batched = by_halves(h.reshape(2, 8, D), k, y.reshape(2, 8))
     explicit = jax.make_mesh(
         (2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2]
     )
