@@ -26,16 +26,31 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_include_full_tracebacks_in_locations", False)
 
 
+# Most of the suite's time is the compiler's, and most of that goes into machine code that runs for milliseconds.
+# What is about runs, pages and files, and not about programs, memory or the last bits of numbers, is compiled without
+# optimisation. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles everything as users do.
+HASTILY = (
+    "docs/",
+    "test_cli.py",
+    "test_examples.py",
+)
 # What says something on a GPU that it does not say on a CPU: programs, numbers, donation (`benchmarks/gpu.sh`).
 ON_A_GPU = ("laws/", "losses/test_linear.py", "step/test_step.py", "step/test_state.py", "run/test_epoch.py")
 TESTS = pathlib.Path(__file__).parent
+COMPILED = {"hastily": False}
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if item.path.is_relative_to(TESTS) and str(item.path.relative_to(TESTS)).startswith(ON_A_GPU):
+        if is_of(item.path, ON_A_GPU):
             item.add_marker(pytest.mark.gpu)
     thin_out(config, items)
+    # Together: a worker that changes how it compiles forgets all programs.
+    items.sort(key=lambda item: not is_of(item.path, HASTILY))
+
+
+def is_of(path, group):
+    return path.is_relative_to(TESTS) and str(path.relative_to(TESTS)).startswith(group)
 
 
 def thin_out(config, items):
@@ -60,6 +75,16 @@ def pytest_runtest_setup(item):
         text = inspect.getsource(item.function)
         if "mesh" in text or "jax.devices()" in text:
             pytest.skip(f"{item.originalname} needs 8 devices, got {jax.device_count()}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_as_fits(request):
+    """No program of one kind serves the other: a worker that changes forgets what it has compiled."""
+    now = {"hastily": is_of(request.path, HASTILY)}
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ and now != COMPILED:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", now["hastily"])
+        COMPILED.update(now)
 
 
 @pytest.fixture(autouse=True, scope="module")
