@@ -142,7 +142,7 @@ def test_a_loss_of_many_values_an_example_says_tokens_a_second(monkeypatch):
         state = ft.init_state(task, {"w": np.zeros((5, 5), np.float32)})
         form = jax.ShapeDtypeStruct((4, 6), jnp.int32), None
         assert cost_of(task, state, *form).values == 6
-        speed = speed_of(task, state, form, 4)
+        speed = speed_of(task, state, {4: form})
         before = speed.mark(0)._replace(seconds=0.0)
         got = speed.since(before, 10)
         assert got.tokens_per_second == pytest.approx(6 * got.examples_per_second)
