@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -96,7 +97,7 @@ def plots() -> None:
         prepared = demo.prepare(options)
         written = io.StringIO()
         bar = Console(width=96, file=written, force_terminal=True, color_system="truecolor")
-        parts = {}
+        parts, drawn = {}, []
 
         result = ft.fit(
             prepared.task,
@@ -104,7 +105,11 @@ def plots() -> None:
             prepared.data,
             epochs=12,
             validation_data=prepared.validation,
-            callbacks=[ft.callbacks.ProgressBar(console=bar), Keep(written, parts)],
+            callbacks=[
+                ft.callbacks.ProgressBar(console=bar),
+                Keep(written, parts),
+                ft.callbacks.LivePlot(show=drawn.append),
+            ],
             run_dir=run,
             log_every=10,
             progress=False,
@@ -115,6 +120,8 @@ def plots() -> None:
         found = ft.evaluate(prepared.task, result.state, prepared.validation)
         ft.plots.confusion_matrix(found["confusion_matrix"], path=HERE / "confusion_matrix.png")
         terminal("text", ft.plots.text(result.history, width=92))
+        browser({"live_plot": drawn[len(drawn) // 2]}, 760, 560)
+        browser({"report": ft.tools.report([run])}, 1000, 1400)
         os.chdir(folder)
         terminal("inspect", printed("inspect", "digits"))
         terminal("runs", printed("runs", "."))
@@ -133,6 +140,20 @@ def plots() -> None:
     )
     rate = ft.schedules.warmup(ft.schedules.cosine(1e-3, 900, end=1e-5), 100)
     ft.plots.schedule(rate, 1000, path=HERE / "schedule.png")
+
+
+def browser(pages: dict[str, str], width: int, height: int) -> None:
+    """What a browser shows of pages of HTML, from the top, as PNG."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        tab = opened.new_page(viewport={"width": width, "height": height})
+        for name, page in pages.items():
+            tab.set_content(page)
+            tab.screenshot(path=HERE / f"{name}.png")
+        opened.close()
 
 
 def population() -> None:
