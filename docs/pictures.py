@@ -120,7 +120,7 @@ def plots() -> None:
         found = ft.evaluate(prepared.task, result.state, prepared.validation)
         ft.plots.confusion_matrix(found["confusion_matrix"], path=HERE / "confusion_matrix.png")
         terminal("text", ft.plots.text(result.history, width=92))
-        browser({"live_plot": drawn[len(drawn) // 2]}, 760, 560)
+        browser({"live_plot": drawn[len(drawn) // 2]}, 440, 590)
         browser({"report": ft.tools.report([run])}, 1000, 1400)
         os.chdir(folder)
         terminal("inspect", printed("inspect", "digits"))

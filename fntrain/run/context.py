@@ -102,13 +102,13 @@ class LoopContext:
     bad_steps: bool = False
     save_requested: bool = False
     data_seconds: float | None = None
-    compile_seconds: float = 0.0
     throughput: Throughput | None = None
     rows_before: Callable[[int], int] | None = None
     columns: Callable[[], list[str]] | None = None
     last_batch: tuple[PyTree, Any, bool] | None = None
     histograms: dict[str, Histogram] = dataclasses.field(default_factory=dict)
     samples: dict[str, Sample] = dataclasses.field(default_factory=dict)
+    compile_seconds: float = 0.0
 
     @property
     def position(self) -> Position:
