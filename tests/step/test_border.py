@@ -89,6 +89,22 @@ def test_the_program_is_that_of_a_step_by_hand_and_five_counters_more(step, by_h
     )
 
 
+def test_on_an_accelerator_a_step_has_no_branch_by_its_data_and_no_loop():
+    """Each would make the device, or the host, wait in the middle of a step. A `case` of a constant is the platform."""
+    task = make()
+    state = ft.init_state(task, PARAMS)
+    impl, bits = programs._words(state)
+    given = task, impl, None, state.step, *programs._donated(state), bits, BATCH, None, None
+    waits = r"stablehlo\.(if|while)|\(tensor<i1>\) -> tensor<i32>"
+    cuda, cpu = (
+        programs._train_step.trace(*given).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cuda", "cpu")
+    )
+    assert not re.search(waits, cuda)
+    assert re.search(waits, cpu), "of the norm, which has one there"
+    assert not re.search("callback|infeed|outfeed|send|recv", cuda)
+
+
 def test_few_classes_are_compared_with_labels_and_not_gathered(step, by_hand):
     _, _, compiled = step
     assert "scatter(" not in compiled.as_text()
