@@ -234,8 +234,8 @@ def _turned(x: _Matrices, eps: float) -> tuple[Any, ...]:
     left = None if x.left is None else kept * x.left + added * (x.g @ x.g.mT)
     right = None if x.right is None else kept * x.right + added * (x.g.mT @ x.g)
 
-    begun = branch(first, _begun, (v, *bases), left, right)
-    v, *bases = branch(due, _turned_on, begun, left, right)
+    begun = branch(first, lambda old: _begun(old, left, right), (v, *bases))
+    v, *bases = branch(due, lambda old: _turned_on(old, left, right), begun)
     return u, v, left, right, *bases
 
 

@@ -271,6 +271,8 @@ def test_a_population_turns_its_bases_when_a_run_would():
             want, alone[i] = one(g[i], alone[i])
             np.testing.assert_allclose(u[i], want, atol=2e-5)
     assert states.count.tolist() == [7, 7, 8]
+    # And it can be differentiated, as an update without a branch.
+    assert jax.eval_shape(jax.grad(lambda g: jnp.sum(one(g, one(g, alone[0])[1])[0])), g[0]).shape == (4, 4)
 
 
 # What it costs, read from the programs: in all, and on each of eight devices.
