@@ -20,7 +20,7 @@ def warn_of_pairs(loss_fn: Callable[..., Any], loss: Loss, batch: Batch) -> None
     """Warn, once for a loss function, of values whose second axis is as long as the batch.
 
     Silent where that axis is of tokens: the loss weighs each, or the batch has it too (integers, or more than two
-    axes). And for one example.
+    axes), or one more, of which inputs and targets are made by a shift. And for one example.
 
     Warns:
       UserWarning: naming the function, the shape and the usual slip.
@@ -45,4 +45,4 @@ def warn_of_pairs(loss_fn: Callable[..., Any], loss: Loss, batch: Batch) -> None
 
 def _has_tokens(x: Any, rows: int) -> bool:
     token = np.ndim(x) > 2 or not jnp.issubdtype(x.dtype, jnp.floating)
-    return np.ndim(x) > 1 and np.shape(x)[1] == rows and token
+    return np.ndim(x) > 1 and np.shape(x)[1] in (rows, rows + 1) and token

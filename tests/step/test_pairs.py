@@ -43,6 +43,9 @@ def test_what_is_meant_is_not_warned_about():
     def tokens(params, batch, ctx):
         return ft.losses.cross_entropy(jnp.zeros((6, 6, 3)) + jnp.sum(params["w"]), batch)
 
+    def shifted(params, batch, ctx):
+        return ft.losses.cross_entropy(jnp.zeros((6, 6, 3)) + jnp.sum(params["w"]), batch[:, 1:])
+
     def weighed(params, batch, ctx):
         return ft.Loss(batch + jnp.sum(params["w"]), jnp.tril(jnp.ones((6, 6))))
 
@@ -53,6 +56,7 @@ def test_what_is_meant_is_not_warned_about():
             (per_example, (X, X[:, 0])),
             (several, (X, X[:, 0])),
             (tokens, np.zeros((6, 6), np.int32)),
+            (shifted, np.zeros((6, 7), np.int32)),
             (own_loss, (X[:1], X[:1, 0])),
         ):
             ft.train_step(*make(loss_fn), batch)
