@@ -126,7 +126,7 @@ def plots() -> None:
         terminal("inspect", printed("inspect", "digits"))
         terminal("runs", printed("runs", "."))
         tx = ft.chain(ft.clip_by_norm(1.0), ft.optimizers.adamw(1e-3, mask="kernel"))
-        terminal("describe", str(ft.tools.describe(tx, prepared.state.params)), width=110)
+        terminal("describe", str(ft.tools.describe(tx, prepared.state.params)), width=100)
         terminal("state", repr(result.state))
         found = ft.tools.lr_find(prepared.task, prepared.state, prepared.data)
         found.plot(HERE / "lr_finding.png")

@@ -441,3 +441,10 @@ def test_what_was_meant_is_said(arguments, words, capsys):
     said = capsys.readouterr().err
     assert re.search(words, said)
     assert said.count("\n") == 1
+
+
+def test_inspect_says_of_a_run_that_nobody_holds_that_it_was_killed(copied, capsys):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "status": "running"}))
+    assert cli.main(["inspect", str(copied)]) == 0
+    assert re.search(r"status +killed", capsys.readouterr().out)

@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import tree
 from ..data.cut import in_words
-from ..run.record import read_run, task_in_words
+from ..run.record import RunRecord, read_run, task_in_words
 from .parser import Commands, add_run
 from .parts import show_parts
 from .table import Page
@@ -24,7 +24,7 @@ def _inspect(args: argparse.Namespace) -> int:
     run = read_run(args.path)
     config, rows = run.config, run.rows
     page = Page()
-    page.table(str(args.path), ("", ""), _summary(config, rows))
+    page.table(str(args.path), ("", ""), _summary(run))
     show_parts(page, args.path, config)
     if rows:
         title = f"metrics of epoch {rows[-1].get('epoch', len(rows))}"
@@ -39,14 +39,14 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(config: dict[str, Any], rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _summary(run: RunRecord) -> list[tuple[str, ...]]:
+    config, last = run.config, run.last
     identity = config.get("identity", {})
     task, data = task_in_words(config), identity.get("data", {})
-    last = rows[-1] if rows else {}
     leaves = [f"{path} {what}".strip() for path, what in data.get("leaves", {}).items()]
     said = {
-        "status": config.get("status"),
-        "epochs": _of(last.get("epoch", 0) - bool(last.get("unfinished")), config.get("epochs")),
+        "status": run.status,
+        "epochs": _of(run.epochs, config.get("epochs")),
         "steps": _of(last.get("step", 0), config.get("steps")),
         "loss": task.get("loss_fn"),
         "transform": task.get("tx"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import html
+import os
 import signal
 import textwrap
 import weakref
@@ -13,6 +14,7 @@ import jax
 
 from .._core.arguments import hands_over, taken
 from .._core.errors import ConfigError
+from ..show.text import number_text
 from ..step import checks, programs
 from ..step.provenance import BadStep
 from ..step.replaced import replaced
@@ -82,7 +84,8 @@ class FitResult(tuple[TrainState, History]):
         """The state and the history in short, and what else there is to say."""
         fields = [field.name for field in dataclasses.fields(self) if not field.name.startswith("_")]
         said = [(name, getattr(self, name)) for name in fields]
-        shown = [f"{name}={value!r}" for name, value in said if value not in (None, False, [], 0.0)]
+        said = [(name, value) for name, value in said if value not in (None, False, [], 0.0)]
+        shown = [f"{name}={_shown(value)}" for name, value in said]
         return "FitResult(\n" + textwrap.indent(",\n".join(shown), "  ") + "\n)"
 
     @functools.cached_property
@@ -104,6 +107,13 @@ class FitResult(tuple[TrainState, History]):
         """The state and the history as tables, for a notebook."""
         why = f"<p>{html.escape(self.stop_reason)}</p>" if self.stop_reason else ""
         return why + self.state._repr_html_() + self.history._repr_html_()
+
+
+def _shown(value: Any) -> str:
+    """A field as people read it: four digits of a number, one line of a measurement."""
+    if isinstance(value, Throughput | Goodput | os.PathLike):
+        return repr(str(value))
+    return number_text(value) if isinstance(value, float) else repr(value)
 
 
 @hands_over("state")

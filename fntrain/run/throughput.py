@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..show.text import number_text
 from ..step.cost import cost_of
 from ..step.state import TrainState
 from ..step.task import Task
@@ -64,6 +65,17 @@ class Throughput(NamedTuple):
     mfu: float | None
     memory_bytes: int | None
     tokens_per_second: float | None = None
+
+    def __str__(self) -> str:
+        """One line: the rates that are known."""
+        tokens = self.tokens_per_second
+        said = [
+            f"{number_text(self.steps / self.seconds)} steps/s",
+            f"{number_text(self.examples_per_second)} examples/s",
+            "" if tokens is None else f"{number_text(tokens)} tokens/s",
+            "" if self.mfu is None else f"{self.mfu:.1%} MFU",
+        ]
+        return ", ".join(filter(None, said))
 
 
 class Mark(NamedTuple):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import html
-from collections.abc import Mapping
+import itertools
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,19 +68,24 @@ class Description:
     def _touched(self, row: Row) -> str:
         if len(row.touched) == len(self.leaves):
             return "all"
-        return f"{len(row.touched)} of {len(self.leaves)}: {', '.join(row.touched[:3])}" + ", …" * (
-            len(row.touched) > 3
-        )
+        shown = _patterns(row.touched, self.leaves)
+        return f"{len(row.touched)} of {len(self.leaves)}: {', '.join(shown[:3])}" + ", …" * (len(shown) > 3)
 
     def __str__(self) -> str:
-        """The table as text."""
+        """The table as text, as wide as the terminal if words allow it: long cells have several lines."""
         table = [_HEAD, *self.cells()]
-        widths = [max(len(line[i]) for line in table) for i in range(3)]
-        lines = [
-            f"{name:<{widths[0]}}  {what:<{widths[1]}}  {size:>{widths[2]}}  {leaves}".rstrip()
-            for name, what, size, leaves in table
-        ]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], self.summary()])
+        names, whats, sizes, leaves = (max(len(line[i]) for line in table) for i in range(4))
+        room = shutil.get_terminal_size((100, 24)).columns - names - sizes - 6  # for what can be broken
+        leaves = min(leaves, max(_NARROWEST, room - whats))
+        whats = min(whats, max(_NARROWEST, room - leaves))
+        rows = []
+        for name, what, size, touched in table:
+            broken = itertools.zip_longest(
+                [name], _lines(what, whats), [size], _lines(touched, leaves), fillvalue=""
+            )
+            rows.append([f"{n:<{names}}  {w:<{whats}}  {s:>{sizes}}  {t}".rstrip() for n, w, s, t in broken])
+        head, *body = itertools.chain.from_iterable(rows)
+        return "\n".join([head, "-" * max(map(len, [head, *body])), *body, self.summary()])
 
     def _repr_html_(self) -> str:
         """The table for a notebook."""
@@ -96,6 +104,36 @@ class Description:
 
 
 _HEAD = ("stage", "hyperparameters", "state", "leaves")
+
+_NARROWEST = 24  # characters that a cell that is broken into lines has at least
+
+
+def _lines(cell: str, width: int) -> list[str]:
+    """A cell in lines, broken behind spaces and brackets."""
+    lines = [""]
+    for piece in re.findall(r".+?(?:[ (]+|$)", cell):
+        if lines[-1].strip() and len(lines[-1] + piece.rstrip()) > width:
+            lines.append("  ")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def _patterns(touched: Sequence[str], leaves: Sequence[str]) -> list[str]:
+    """Paths in short: those that differ in their middle only are one with stars, if it is true of no other leaf."""
+    alike: dict[tuple[int, str], list[list[str]]] = {}
+    for path in touched:
+        names = path.split("/")
+        alike.setdefault((len(names), names[-1]), []).append(names)
+    shown = []
+    for group in alike.values():
+        pattern = [names[0] if len({*names}) == 1 else "*" for names in zip(*group)]
+        matched = sum(_matches(pattern, leaf.split("/")) for leaf in leaves)
+        shown += ["/".join(pattern)] if matched == len(group) else ["/".join(names) for names in group]
+    return shown
+
+
+def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    return len(pattern) == len(names) and all(p in ("*", n) for p, n in zip(pattern, names))
 
 
 def describe(tx: optax.GradientTransformation, params: Params) -> Description:

@@ -24,6 +24,10 @@ ENDS = ("_low", "_high")
 """What stands behind a column's name where it has the ends of the intervals of that column's values."""
 
 
+BOUND = "_bound"
+"""What stands behind it where it has the largest error that the column's values may have, as `roc_auc` says it."""
+
+
 def better(name: str) -> Callable[..., Any] | None:
     """Say which is better for a column of that name, `min` or `max`; None where the name doesn't tell.
 
@@ -108,28 +112,36 @@ def is_confusion(value: Any) -> bool:
 
 
 def is_end(name: str, columns: Iterable[str]) -> bool:
-    """Tell the end of an interval, whose value and other end are there too.
+    """Tell the end of an interval, or the bound of an error, whose value (and other end) is there too.
 
     Examples:
-      >>> columns = ["accuracy", "accuracy_low", "accuracy_high", "pass_low"]
+      >>> columns = ["accuracy", "accuracy_low", "accuracy_high", "pass_low", "auc", "auc_bound", "out_of_bound"]
       >>> [name for name in columns if is_end(name, columns)]
-      ['accuracy_low', 'accuracy_high']
+      ['accuracy_low', 'accuracy_high', 'auc_bound']
     """
+    if name.endswith(BOUND):
+        return name.removesuffix(BOUND) in columns
     value = next((name.removesuffix(end) for end in ENDS if name.endswith(end)), None)
     return value is not None and {value, *(value + end for end in ENDS)} <= {*columns}
 
 
 def value_text(name: str, row: Mapping[str, Any]) -> str:
-    """Write the value of a row's column, with its interval if the row has that.
+    """Write the value of a row's column, with its interval if the row has that, and with an error that would show.
 
     Examples:
       >>> row = {"loss": 0.5, "accuracy": 0.93, "accuracy_low": 0.912, "accuracy_high": 0.95}
       >>> value_text("loss", row), value_text("accuracy", row)
       ('0.5000', '0.9300 [0.9120, 0.9500]')
+      >>> value_text("auc", {"auc": 0.93, "auc_bound": 2e-6}), value_text("auc", {"auc": 0.93, "auc_bound": 0.002})
+      ('0.9300', '0.9300 ± 0.002')
     """
     ends = [row.get(name + end) for end in ENDS]
     interval = f" [{', '.join(map(number_text, ends))}]" if all(map(is_number, ends)) else ""
-    return number_text(row.get(name)) + interval
+    value, bound = row.get(name), row.get(name + BOUND)
+    if not (is_number(value) and is_number(bound)):
+        return number_text(value) + interval
+    shows = not float(bound) < 5e-5 * abs(float(value))  # type: ignore[arg-type]  # in the digits that are written
+    return number_text(value) + (f" ± {number_text(bound)}" if shows else "") + interval
 
 
 def duration_text(seconds: float) -> str:

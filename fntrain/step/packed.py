@@ -63,6 +63,11 @@ class Packed:
             f"metrics hold sums: `fntrain.compute_metrics(task, metrics)[{name!r}]` is the value"
         )
 
+    def __repr__(self) -> str:
+        """What there is, and how it is read: the sums of a step, printed, would say nothing."""
+        held = len(self.form.layout)
+        return f"<metrics: sums, in {held} arrays; their values are `fntrain.compute_metrics(task, metrics)`>"
+
     def paths(self) -> PyTree:
         """The tree with None for its leaves, to see what is in it."""
         return jax.tree.unflatten(self.form.structure, [None] * len(self.form.layout))

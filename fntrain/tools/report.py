@@ -287,6 +287,5 @@ def _configuration(compared: Comparison) -> str:
     rows = [[path, *values] for path, values in compared.configuration]
     if rows:
         whole = table(head, rows, caption="The whole configuration")
-        alone = " open" * (len(compared.names) == 1)
-        parts.append(f"<details{alone}><summary>The whole configuration</summary>{whole}</details>")
+        parts.append(f"<details><summary>The whole configuration</summary>{whole}</details>")
     return "".join(parts)

@@ -171,3 +171,22 @@ def test_what_is_kept_in_eight_bits_is_counted_so():
     assert sizes["scale_by_adam"] == adam
     assert sizes["adamw"] == adam + 12  # the learning rate's
     assert sizes["quantize_state"] == adam + 12 + 4
+
+
+def test_the_table_is_as_wide_as_the_terminal_and_alike_leaves_are_one(monkeypatch):
+    p = {"layers": {i: {"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros(4)} for i in range(5)}}
+    p["head"] = {"kernel": jnp.zeros(4), "scale": jnp.zeros(4)}
+    rate = ft.schedules.warmup(ft.schedules.cosine(1e-3, 900, end=1e-5), 100)
+    table = describe(ft.by_path({".*": optimizers.adamw(rate, mask="layers/.*kernel")}), p)
+    (decay,) = (cells[3] for cells in table.cells() if "add_weight_decay" in cells[0])
+    assert decay == "5 of 12: layers/*/kernel"
+    fewer = describe(optimizers.adamw(rate, mask="layers/[123]/kernel|head/kernel"), p).cells()[2][3]
+    assert fewer == "4 of 12: head/kernel, layers/1/kernel, layers/2/kernel, …"  # a star would say all five
+    for columns in (90, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = str(table).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert set(lines[1]) == {"-"}
+        told = "".join("".join(lines).split())
+        for part in ("start=0.001", "steps=900", "end=1e-05", "steps=100"):  # broken, and nothing left out
+            assert part in told

@@ -15,6 +15,7 @@ from matplotlib import _pylab_helpers, colors, image
 from matplotlib.figure import Figure
 from sklearn import metrics as sklearn
 
+from fntrain import scores as scores_of
 from fntrain._core.errors import ConfigError, DataError
 from fntrain.show import plots
 
@@ -378,6 +379,36 @@ def test_curves_that_do_not_match():
         plots.roc_curve([0, 1], [0, 0.5, 1])
     with pytest.raises(DataError, match="`precision` and `recall`"):
         plots.precision_recall_curve([], [])
+
+
+def test_labels_and_scores_are_no_curve_and_the_error_has_the_call():
+    y, s = scores()
+    s = 1 / (1 + np.exp(-s))  # rates, from 0 to 1, in no order
+    with pytest.raises(DataError, match=r"neither falls.*`roc_curve\(\*fntrain.scores.roc_auc\("):
+        plots.roc_curve(y, s)
+    with pytest.raises(DataError, match=r"in order.*`precision_recall_curve\(\*fntrain.scores"):
+        plots.precision_recall_curve(y, s)
+    with pytest.raises(DataError, match="from 0 to 1"):
+        plots.roc_curve([0.0, 50.0, 100.0], [0.0, 80.0, 100.0])
+    plots.roc_curve(*scores_of.roc_auc(y, s)[:2])  # as the errors say
+    plots.precision_recall_curve(*scores_of.precision_recall_curve(y, s)[:2])
+
+
+def test_what_keeps_the_books_and_the_bound_of_an_error_have_no_panel():
+    told = {
+        "roc_auc": [0.5, 0.7],
+        "roc_auc_bound": [1e-6, 1e-6],
+        "mini_step": [1, 0],
+        "ema_decay": [0.5, 0.6],
+    }
+    assert titles(plots.learning_curves(told)) == ["roc auc"]
+    assert titles(plots.learning_curves(told, metrics=["roc_auc_bound"])) == ["roc auc bound"]
+
+
+def test_an_interval_of_one_epoch_is_an_upright_line():
+    axes = plots.learning_curves({"f1": [0.5], "f1_low": [0.4], "f1_high": [0.7]}).axes[0]
+    upright = [segment for lines in axes.collections for segment in getattr(lines, "get_segments", list)()]
+    assert [[1.0, 0.4], [1.0, 0.7]] in [segment.tolist() for segment in upright]
 
 
 # Schedules.

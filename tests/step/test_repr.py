@@ -51,6 +51,8 @@ def test_results_and_histories_print_in_short_and_as_tables():
     assert "state=TrainState(" in repr(result)
     assert "history=History(30 epochs, columns ['epoch', 'step', 'updates', 'loss'," in repr(result)
     assert len(repr(result)) < 1000
+    assert " examples/s'" in repr(result)
+    assert " % of " in repr(result)
     table = result._repr_html_()
     assert "the last 20 of 30 epochs" in table
     assert table.count("<tr>") == 4 + 1 + 20

@@ -132,6 +132,8 @@ def _panel(
         if ends := interval(columns, column):
             lowest, highest = ends
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.18, linewidth=0)
+            if alone.any():  # which have no neighbour to make a band with
+                axes.vlines(epochs[alone], lowest[alone], highest[alone], color=color, alpha=0.5, linewidth=3)
         last = values[finite][-1]
         labels.append(
             axes.annotate(

@@ -14,7 +14,7 @@ SLIM = ("learning_rate", "grad_norm")  # drawn below the metrics, at half their 
 
 
 _BOOKKEEPING = re.compile(
-    r"^(epochs?|steps?|updates|examples|skipped|clip_factor|loss_scale|grad_norm_max)$"
+    r"^(epochs?|steps?|mini_step|updates|examples|skipped|clip_factor|ema_decay|loss_scale|grad_norm_max)$"
     r"|second|memory|bytes|(^|_)time(_|$)"
     r"|/(tp|fp|fn|tn)$"  # counts, whose ratios are drawn
 )

@@ -30,13 +30,18 @@ def roc_curve(
 
     Raises:
       ConfigError: if Matplotlib is missing.
-      DataError: if the two are not of one length.
+      DataError: if the two are not of one length, or no curve: rates in [0, 1], of which neither falls.
 
     Examples:
       >>> roc_curve([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0], auc=0.875).axes[0].get_title()
       'ROC curve, area 0.8750'
     """
     x, y = pair("fpr", fpr, "tpr", tpr)
+    if not (_shares(x, y) and _rises(x) and _rises(y)):
+        raise DataError(
+            "`fpr` and `tpr` must be rates from 0 to 1 of which neither falls from point to point; the curve of labels "
+            "and scores is `roc_curve(*fntrain.scores.roc_auc(y_true, y_score)[:2])`"
+        )
     with styled():
         figure, axes = _unit_square("false positive rate", "true positive rate")
         axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle=(0, (2, 3)))
@@ -69,13 +74,19 @@ def precision_recall_curve(
 
     Raises:
       ConfigError: if Matplotlib is missing.
-      DataError: if the two are not of one length.
+      DataError: if the two are not of one length, or no curve: shares in [0, 1], and recalls that never rise (or never
+        fall).
 
     Examples:
       >>> precision_recall_curve([0.5, 1.0, 1.0], [1.0, 0.5, 0.0], 0.75).axes[0].get_title()
       'precision and recall, average precision 0.7500'
     """
     y, x = pair("precision", precision, "recall", recall)
+    if not (_shares(x, y) and (_rises(x) or _rises(-x))):
+        raise DataError(
+            "`precision` and `recall` must be shares from 0 to 1, the recalls in order; the curve of labels and scores "
+            "is `precision_recall_curve(*fntrain.scores.precision_recall_curve(y_true, y_score)[:2])`"
+        )
     with styled():
         figure, axes = _unit_square("recall", "precision")
         axes.fill_between(x, y, step="post", color=TRAIN, alpha=0.08, linewidth=0)
@@ -94,6 +105,14 @@ def pair(first: str, a: Any, second: str, b: Any) -> tuple[np.ndarray, np.ndarra
     if x.ndim != 1 or x.shape != y.shape or x.size == 0:
         raise DataError(f"`{first}` and `{second}` must be [N] both, got the shapes {x.shape} and {y.shape}")
     return x, y
+
+
+def _shares(*arrays: np.ndarray) -> bool:
+    return all(not np.any((x < -1e-6) | (x > 1 + 1e-6)) for x in arrays)
+
+
+def _rises(x: np.ndarray) -> bool:
+    return not np.any(np.diff(x) < -1e-6)  # NaN, of labels of one class only, is a gap
 
 
 def _unit_square(xlabel: str, ylabel: str) -> tuple["Figure", "Axes"]:
