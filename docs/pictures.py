@@ -74,8 +74,10 @@ def screen(written: str) -> Text:
 def printed(*arguments: str) -> Text:
     """What `fntrain` prints, colours and all."""
     out = io.StringIO()
+    os.environ.update(FORCE_COLOR="1", COLUMNS="96")
     with contextlib.redirect_stdout(out):
         cli.main(arguments)
+    del os.environ["FORCE_COLOR"], os.environ["COLUMNS"]
     return Text.from_ansi(out.getvalue().strip("\n"))
 
 
