@@ -72,5 +72,8 @@ def setup(app):
     into = HERE / "notebooks"
     into.mkdir(exist_ok=True)
     for path in (ROOT / "notebooks").glob("*.ipynb"):
-        if not (into / path.name).exists() or (into / path.name).read_bytes() != path.read_bytes():
+        if (
+            not (into / path.name).exists()
+            or (into / path.name).read_bytes() != path.read_bytes()
+        ):
             shutil.copyfile(path, into / path.name)

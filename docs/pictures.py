@@ -49,7 +49,10 @@ def terminal(name: str, text: str | Text, width: int = 96) -> None:
     """What a terminal shows, as SVG."""
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(text, highlight=False)
-    svg = FONT.sub("", console.export_svg(title=name.replace("_", " "), theme=MONOKAI, unique_id=name))
+    svg = FONT.sub(
+        "",
+        console.export_svg(title=name.replace("_", " "), theme=MONOKAI, unique_id=name),
+    )
     (HERE / f"{name}.svg").write_text(svg.replace("Fira Code", "ui-monospace"))
 
 
@@ -98,7 +101,9 @@ def plots() -> None:
         options = demo.Options(epochs=12)
         prepared = demo.prepare(options)
         written = io.StringIO()
-        bar = Console(width=96, file=written, force_terminal=True, color_system="truecolor")
+        bar = Console(
+            width=96, file=written, force_terminal=True, color_system="truecolor"
+        )
         parts, drawn = {}, []
 
         result = ft.fit(
@@ -120,7 +125,9 @@ def plots() -> None:
         terminal("table", screen(written.getvalue()))
         ft.plots.learning_curves(result.history, path=HERE / "learning_curves.png")
         found = ft.evaluate(prepared.task, result.state, prepared.validation)
-        ft.plots.confusion_matrix(found["confusion_matrix"], path=HERE / "confusion_matrix.png")
+        ft.plots.confusion_matrix(
+            found["confusion_matrix"], path=HERE / "confusion_matrix.png"
+        )
         terminal("text", ft.plots.text(result.history, width=92))
         browser({"live_plot": drawn[len(drawn) // 2]}, 440, 590)
         browser({"report": ft.tools.report([run])}, 1000, 1400)
@@ -128,7 +135,9 @@ def plots() -> None:
         terminal("inspect", printed("inspect", "digits"))
         terminal("runs", printed("runs", "."))
         tx = ft.chain(ft.clip_by_norm(1.0), ft.optimizers.adamw(1e-3, mask="kernel"))
-        terminal("describe", str(ft.tools.describe(tx, prepared.state.params)), width=100)
+        terminal(
+            "describe", str(ft.tools.describe(tx, prepared.state.params)), width=100
+        )
         terminal("state", repr(result.state))
         found = ft.tools.lr_find(prepared.task, prepared.state, prepared.data)
         found.plot(HERE / "lr_finding.png")
@@ -138,7 +147,8 @@ def plots() -> None:
     fpr, tpr, _, auc = ft.scores.roc_auc(label, score)
     ft.plots.roc_curve(fpr, tpr, float(auc), path=HERE / "roc_curve.png")
     ft.plots.precision_recall_curve(
-        *ft.scores.precision_recall_curve(label, score)[:2], path=HERE / "precision_recall_curve.png"
+        *ft.scores.precision_recall_curve(label, score)[:2],
+        path=HERE / "precision_recall_curve.png",
     )
     rate = ft.schedules.warmup(ft.schedules.cosine(1e-3, 900, end=1e-5), 100)
     ft.plots.schedule(rate, 1000, path=HERE / "schedule.png")
@@ -148,7 +158,12 @@ def browser(pages: dict[str, str], width: int, height: int) -> None:
     """What a browser shows of pages of HTML, from the top, as PNG."""
     from playwright.sync_api import sync_playwright
 
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = next(
+        filter(
+            None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+        ),
+        None,
+    )
     with sync_playwright() as play:
         opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
         tab = opened.new_page(viewport={"width": width, "height": height})
@@ -165,10 +180,16 @@ def population() -> None:
     def loss_fn(params, batch, ctx):
         return ft.losses.mse(params["w"] * batch, 2 * batch)
 
-    task = ft.Task(loss_fn, ft.transforms.with_hyperparams(ft.optimizers.sgd, learning_rate=0.1))
+    task = ft.Task(
+        loss_fn, ft.transforms.with_hyperparams(ft.optimizers.sgd, learning_rate=0.1)
+    )
     rates = np.geomspace(1e-3, 1, 16).tolist()
-    states = ft.population.init(task, {"w": jnp.zeros(())}, hyperparams={"learning_rate": rates})
-    result = ft.population.fit(task, states, x, epochs=8, validation_data=x, batch_size=16, progress=False)
+    states = ft.population.init(
+        task, {"w": jnp.zeros(())}, hyperparams={"learning_rate": rates}
+    )
+    result = ft.population.fit(
+        task, states, x, epochs=8, validation_data=x, batch_size=16, progress=False
+    )
     ft.plots.population(result.history, path=HERE / "population.png")
 
 
@@ -178,7 +199,9 @@ def way_of_a_batch() -> None:
 
     def watch(frame, event, argument):
         if event == "call" and frame.f_code.co_filename.startswith(str(PACKAGE)):
-            folder, _, file = frame.f_code.co_filename[len(str(PACKAGE)) + 1 : -3].partition("/")
+            folder, _, file = frame.f_code.co_filename[
+                len(str(PACKAGE)) + 1 : -3
+            ].partition("/")
             files = met.setdefault(folder, [])
             if (file or folder) not in files:
                 files.append(file or folder)
@@ -235,13 +258,21 @@ def draw_way(places: list[tuple[str, list[str]]]) -> None:
         y = top + i * row
         inside = place in ("precision", "losses", "transforms", "metrics")
         x = 60 if inside else 20
-        shown = ", ".join(file.rpartition("/")[2] for file in files[:9]) + (" …" if len(files) > 9 else "")
-        out.append(f'<rect x="{x}" y="{y}" width="{width - x - 20}" height="{row - 14}" rx="6" class="box"/>')
+        shown = ", ".join(file.rpartition("/")[2] for file in files[:9]) + (
+            " …" if len(files) > 9 else ""
+        )
+        out.append(
+            f'<rect x="{x}" y="{y}" width="{width - x - 20}" height="{row - 14}" rx="6" class="box"/>'
+        )
         out.append(f'<text x="{x + 12}" y="{y + 20}" font-weight="bold">{place}</text>')
         out.append(f'<text x="{x + 110}" y="{y + 20}">{SAYS[place]}</text>')
-        out.append(f'<text x="{x + 110}" y="{y + 38}" font-size="11" opacity="0.7">{shown}</text>')
+        out.append(
+            f'<text x="{x + 110}" y="{y + 38}" font-size="11" opacity="0.7">{shown}</text>'
+        )
         if i:
-            out.append(f'<path d="M40 {y - 14} v12" stroke="currentColor" marker-end="url(#down)"/>')
+            out.append(
+                f'<path d="M40 {y - 14} v12" stroke="currentColor" marker-end="url(#down)"/>'
+            )
     height = top + len(places) * row
     (HERE / "way_of_a_batch.svg").write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
@@ -259,4 +290,8 @@ if __name__ == "__main__":
     plots()
     population()
     way_of_a_batch()
-    print("\n".join(sorted(path.name for path in HERE.iterdir())), jax.__version__, sep="\n")
+    print(
+        "\n".join(sorted(path.name for path in HERE.iterdir())),
+        jax.__version__,
+        sep="\n",
+    )

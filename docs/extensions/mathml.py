@@ -25,7 +25,9 @@ def visit_inline(translator, node: nodes.math) -> None:
 
 
 def visit_block(translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="formula">{mathml(node.astext(), "block")}</div>')
+    translator.body.append(
+        f'<div class="formula">{mathml(node.astext(), "block")}</div>'
+    )
     raise nodes.SkipNode
 
 

@@ -33,7 +33,12 @@ MODULES = {
     if isinstance(x, types.ModuleType) and name in fntrain.__all__
 }
 
-for short, module in MODULES.items():  # under their short names for autodoc too: errors and plots live deeper
+for (
+    short,
+    module,
+) in (
+    MODULES.items()
+):  # under their short names for autodoc too: errors and plots live deeper
     sys.modules.setdefault(f"fntrain.{short}", module)
 
 
@@ -41,7 +46,8 @@ def names_of(module: types.ModuleType) -> list[str]:
     """The public names of a module, those of the errors included, which has no `__all__`."""
     return [
         name
-        for name in getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+        for name in getattr(module, "__all__", None)
+        or [n for n in vars(module) if not n.startswith("_")]
         if not isinstance(getattr(module, name), types.ModuleType)
     ]
 
@@ -57,7 +63,9 @@ class Reference(SphinxDirective):
         lines = ["````{eval-rst}", f".. py:currentmodule:: {self.arguments[0]}", ""]
         for name in (word for line in self.content for word in line.split()):
             lines += [*directive(module, name), ""]
-        return self.parse_text_to_nodes("\n".join([*lines, "````"]), allow_section_headings=True)
+        return self.parse_text_to_nodes(
+            "\n".join([*lines, "````"]), allow_section_headings=True
+        )
 
 
 def directive(module: types.ModuleType, name: str) -> list[str]:
@@ -70,18 +78,34 @@ def directive(module: types.ModuleType, name: str) -> list[str]:
     if callable(x) and hasattr(x, "__name__"):
         return [f".. autofunction:: {name}"]
     keys = ", ".join(f"``{key}``" for key in x) if isinstance(x, dict | tuple) else ""
-    return [f".. py:data:: {name}", "", f"   {words_under(module, name)}", "", f"   {keys}"]
+    return [
+        f".. py:data:: {name}",
+        "",
+        f"   {words_under(module, name)}",
+        "",
+        f"   {keys}",
+    ]
 
 
 def words_under(module: types.ModuleType, name: str) -> str:
     """What the text under a value says, in the file of the module's folder that makes it."""
-    for path in sorted(pathlib.Path(module.__file__).parent.glob("*.py")) + sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(pathlib.Path(module.__file__).parent.glob("*.py")) + sorted(
+        PACKAGE.rglob("*.py")
+    ):
         body = ast.parse(path.read_text()).body
         for made, said in itertools.pairwise(body):
-            target = made.targets[0] if isinstance(made, ast.Assign) else getattr(made, "target", None)
-            if getattr(target, "id", None) == name and isinstance(getattr(said, "value", None), ast.Constant):
+            target = (
+                made.targets[0]
+                if isinstance(made, ast.Assign)
+                else getattr(made, "target", None)
+            )
+            if getattr(target, "id", None) == name and isinstance(
+                getattr(said, "value", None), ast.Constant
+            ):
                 return " ".join(said.value.value.split())
-    raise ValueError(f"nothing is said of {module.__name__}.{name}: write a text under it")
+    raise ValueError(
+        f"nothing is said of {module.__name__}.{name}: write a text under it"
+    )
 
 
 @functools.cache
@@ -148,7 +172,9 @@ class Links(SphinxTransform):
 
     def apply(self) -> None:
         for node in list(self.document.findall(nodes.literal)):
-            if not isinstance(node.parent, pending_xref | nodes.reference | nodes.title):
+            if not isinstance(
+                node.parent, pending_xref | nodes.reference | nodes.title
+            ):
                 copy = node.deepcopy()
                 found = linked(node.astext(), copy, self.env.docname)
                 if found is not copy:

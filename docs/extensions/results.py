@@ -41,13 +41,24 @@ class Results(SphinxDirective):
         text = path.read_text()
         if path.suffix == ".json":
             found = json.loads(text)
-            machine = "On {cores} cores, Python {python}, JAX {jax}.".format(**found["machine"])
+            machine = "On {cores} cores, Python {python}, JAX {jax}.".format(
+                **found["machine"]
+            )
             text = "\n".join(
-                [*(f"- {words.format(**found[key])}." for key, words in SAID.items()), "", machine]
+                [
+                    *(
+                        f"- {words.format(**found[key])}."
+                        for key, words in SAID.items()
+                    ),
+                    "",
+                    machine,
+                ]
             )
         elif not text.startswith("# "):  # a table without its title
             text = f"# {path.stem.removesuffix('-cpu').capitalize()}\n\n{text}"
-        deeper = "\n".join("#" + line if line.startswith("#") else line for line in text.splitlines())
+        deeper = "\n".join(
+            "#" + line if line.startswith("#") else line for line in text.splitlines()
+        )
         return self.parse_text_to_nodes(deeper, allow_section_headings=True)
 
 
