@@ -153,16 +153,17 @@ def describe(tx: optax.GradientTransformation, params: Params) -> Description:
 
     Examples:
       >>> import fntrain as ft, jax.numpy as jnp
-      >>> tx = ft.chain(ft.clip_by_norm(1.0), ft.optimizers.adamw(1e-3, mask="kernel"))
+      >>> tx = ft.by_path({"bias": ft.optimizers.sgd(1e-2), "kernel": ft.optimizers.adam(1e-3)})
       >>> print(ft.tools.describe(tx, {"bias": jnp.zeros(10), "kernel": jnp.zeros((100, 10))}))
-      stage                     hyperparameters                          state  leaves
-      ----------------------------------------------------------------------------------------
-      clip_by_norm              max_norm=1.0                               8 B  all
-      adamw                     mask='kernel'                           8.1 kB  all
-        scale_by_adam           b1=0.9, b2=0.999, eps=1e-08             8.1 kB  all
-        add_weight_decay        rate=0.0001, mask='kernel' (decoupled)     0 B  1 of 2: kernel
-        scale_by_learning_rate  learning_rate=0.001                       12 B  all
-      2 leaves, 4.0 kB of parameters, 8.1 kB of state (2.0 x)
+      stage                       hyperparameters               state  leaves
+      -------------------------------------------------------------------------------
+      by_path                                                  8.0 kB  all
+        bias: sgd                                                12 B  1 of 2: bias
+          scale_by_learning_rate  learning_rate=0.01             12 B  1 of 2: bias
+        kernel: adam                                           8.0 kB  1 of 2: kernel
+          scale_by_adam           b1=0.9, b2=0.999, eps=1e-08  8.0 kB  1 of 2: kernel
+          scale_by_learning_rate  learning_rate=0.001            12 B  1 of 2: kernel
+      2 leaves, 4.0 kB of parameters, 8.0 kB of state (2.0 x)
     """
     adapted = adapt(tx)
     trained, _ = tree.split(params)
