@@ -57,3 +57,9 @@ def test_results_and_histories_print_in_short_and_as_tables():
     assert "the last 20 of 30 epochs" in table
     assert table.count("<tr>") == 4 + 1 + 20
     assert "<td style='text-align:right'>30</td>" in result.history._repr_html_()
+
+
+def test_the_metrics_of_a_step_say_how_they_are_read():
+    _, metrics = ft.train_step(TASK, state(), np.ones((4, 1000), np.float32))
+    assert "`fntrain.compute_metrics(task, metrics)`" in repr(metrics)
+    assert len(repr(metrics)) < 120
