@@ -39,7 +39,16 @@ def mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(1, len(devices) // -int(np.prod(sizes)))
     if int(np.prod(sizes)) != len(devices):
-        raise ConfigError(f"mesh axes {axes} do not multiply to the {len(devices)} devices at hand")
+        asked = int(np.prod(sizes))
+        fix = (
+            "`data=-1` takes what is there, and on a CPU `jax.config.update('jax_num_cpu_devices', {})` first makes "
+            "as many"
+        )
+        if asked < len(devices):
+            fix = "`devices=jax.devices()[:{}]` takes as many"
+        raise ConfigError(
+            f"mesh axes {axes} must multiply to the {len(devices)} devices at hand, got {asked}: {fix.format(asked)}"
+        )
     auto = (AxisType.Auto,) * len(sizes)
     return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=auto, devices=devices)
 

@@ -203,6 +203,12 @@ def test_mesh_sizes_are_checked():
     for axes in ({"data": 3}, {"data": -1, "model": -1}, {"data": 0}, {"data": -1, "model": 3}):
         with pytest.raises(ft.ConfigError):
             ft.sharding.mesh(**axes)
+    with pytest.raises(
+        ft.ConfigError, match=r"8 devices at hand, got 16: `data=-1`.*jax_num_cpu_devices', 16"
+    ):
+        ft.sharding.mesh(data=16)
+    with pytest.raises(ft.ConfigError, match=r"8 devices at hand, got 6: `devices=jax.devices\(\)\[:6\]`"):
+        ft.sharding.mesh(data=-1, model=3)
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["xla sums", "named axis"])
