@@ -22,6 +22,7 @@ from fntrain.transforms import notes
 MODELS = {
     # name: (widths, batch, steps a round)
     "digits": ((64, 64, 32, 10), 32, 40),
+    "tall": ((64, 64, 32, 10), 6144, 2),
     "wide": ((256, 512, 512, 512, 10), 128, 2),
 }
 
@@ -84,7 +85,7 @@ def main() -> None:
         f"medians of {arguments.rounds} interleaved rounds\n"
     )
     rows = []
-    for model in MODELS:
+    for model in ("digits", "wide"):
         runs = contenders(model)
         medians = interleaved(runs, rounds=arguments.rounds)
         base = medians["adamw"]

@@ -85,11 +85,13 @@ def main() -> None:
         rows.append(["fit, a step", name, f"{seconds / STEPS * 1e6:.1f}", f"{seconds / base:.3f}"])
     adamw = ft.optimizers.adamw(1e-3)
     watched = ft.chain(adamw, ft.transforms.record_updates())
-    steps = {"adamw": Steps(adamw, "wide"), "with record_updates": Steps(watched, "wide")}
-    medians = interleaved(steps, rounds=arguments.rounds)
-    for name, seconds in medians.items():
-        each = seconds / steps[name].steps
-        rows.append(["train_step, wide", name, f"{each * 1e6:.1f}", f"{seconds / medians['adamw']:.3f}"])
+    for model in ("tall", "wide"):
+        steps = {"adamw": Steps(adamw, model), "with record_updates": Steps(watched, model)}
+        medians = interleaved(steps, rounds=arguments.rounds)
+        for name, seconds in medians.items():
+            each = seconds / steps[name].steps
+            ratio = f"{seconds / medians['adamw']:.3f}"
+            rows.append([f"train_step, {model}", name, f"{each * 1e6:.1f}", ratio])
     alone = {"adamw": Updates(adamw), "with record_updates": Updates(watched)}
     medians = interleaved(alone, rounds=5 * arguments.rounds, timed=True)
     for name, seconds in medians.items():
