@@ -33,9 +33,8 @@ Parts = tuple[jax.Array, jax.Array]
 _BLOCK = 2**14  # elements
 
 
-@partial(
-    jax.jit, static_argnums=1, inline=True
-)  # branches are closures: called eagerly, they compile every time
+# Jitted, as branches are closures: called eagerly, they would be compiled every time.
+@partial(jax.jit, static_argnums=1, inline=True)
 def whole(leaves: Leaves, kind: np.dtype) -> Parts:
     """`(root, scale)` of all leaves together, the norm being `root / scale`: scalars of a dtype with a Range.
 

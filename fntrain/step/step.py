@@ -71,9 +71,8 @@ def train_step(
     check_state(state, "train_step")
     try:
         return train_into(task, state, None, batch, weight, keep=is_traced(state))
-    except (
-        Exception
-    ):  # JAX takes no such batch either: a step with one that is fine does not pay for the question
+    except Exception:
+        # JAX takes no such batch either: a step with one that is fine does not pay for the question.
         refused = refused_batch(batch)
         if refused is None:
             raise
