@@ -42,11 +42,8 @@ class Forms:
           ConfigError: in that case, with `then="raise"`.
         """
         now = form_of(state=state, metrics=metrics, batch=piece.batch, weight=piece.weight)
-        kind = (
-            piece.steps,
-            piece.rows,
-            members.count(state),
-        )  # that members of a population have left is no accident
+        # That members of a population have left is no accident.
+        kind = piece.steps, piece.rows, members.count(state)
         before, self._known[kind] = self._known.get(kind), now
         if before is None:
             return

@@ -378,9 +378,8 @@ def _sizes(source: Any, step: int, position: Position) -> Sizes | None:
     if not isinstance(source, Arrays) or source.loader.cut.even:
         return None
     cut = source.loader.cut
-    before = (
-        step - cut.batches(position.epoch) - position.index
-    )  # what the state had seen before this run's first
+    # What the state had seen before this run's first.
+    before = step - cut.batches(position.epoch) - position.index
     return lambda first, last: cut.sizes(last - before) - cut.sizes(first - before)
 
 

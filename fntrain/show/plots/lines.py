@@ -12,16 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from .style import QUIET, TRAIN, VALIDATION, new_figure, saved, styled
 
-COLORS = (
-    TRAIN,
-    VALIDATION,
-    "#009e73",
-    "#cc79a7",
-    "#8a6d00",
-    "#3b7ea1",
-    "#7a4fbf",
-    QUIET,
-)  # c0 to c7 of a page
+# c0 to c7 of a page.
+COLORS = (TRAIN, VALIDATION, "#009e73", "#cc79a7", "#8a6d00", "#3b7ea1", "#7a4fbf", QUIET)
 
 
 def lines(
