@@ -12,8 +12,9 @@ from .. import tree
 from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import Batch, PyTree
+from . import order
 from .columns import check_range, check_rows, marked, padded
-from .cut import Cut, Place, Sizes, Stage, going_on, largest, sizes, stages
+from .cut import Cut, Place, Sizes, Stage, Stretch, going_on, largest, sizes, stages
 from .examples import Examples, is_examples, refuse_others
 from .position import Position
 from .tensors import at, columns
@@ -63,29 +64,25 @@ class ArrayLoader:
         if not self.shuffle:
             return np.arange(self.rows)
         if self._order is None or self._order[0] != epoch:
-            # Sorting the raw words of a bit generator, whose stream NumPy guarantees, and not `permutation`,
-            # whose algorithm it may change: a run resumed after an upgrade must see the same order.
-            words = np.random.Philox(np.random.SeedSequence([self.seed, epoch])).random_raw(self.rows)
-            self._order = epoch, np.argsort(words, kind="stable")
+            self._order = epoch, order.on_host(self.seed, epoch, self.rows)
         return self._order[1]
 
     def batch(self, epoch: int, index: int) -> tuple[Batch, np.ndarray]:
         """Batch `index` of an epoch, `(batch, weight)`; rows past the end are zeros of weight 0."""
-        _, start, size, *_ = self.cut.at(epoch, index)
-        rows = self.order(epoch)[start : start + size]
-        batch = check_range(self.read(rows), "`data`")
-        return padded(batch, len(rows), size)
+        return self._read(self.cut.at(epoch, index), epoch, 1)
 
-    def picked(self, epoch: int, index: int, count: int = 1) -> np.ndarray:
-        """The example indices of batches `index` to `index + count` of an epoch, which are of one size."""
-        begun = self.cut.at(epoch, index)
-        return self.order(epoch)[begun.start : begun.start + count * begun.size]
+    def stacked(self, epoch: int, index: int, count: int) -> tuple[Batch, np.ndarray]:
+        """Batches `index` to `index + count`, of one size, as one gather: leaves and weights `[count, batch, …]`."""
+        alike = self.cut.at(epoch, index)
+        return jax.tree.map(
+            lambda x: x.reshape(count, alike.size, *x.shape[1:]), self._read(alike, epoch, count)
+        )
 
-    def stacked(self, epoch: int, index: int, count: int) -> Batch:
-        """Batches `index` to `index + count`, of one size and whole, as one gather: leaves `[count, batch, …]`."""
-        rows, size = self.picked(epoch, index, count), self.cut.at(epoch, index).size
-        batches = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), self.read(rows))
-        return check_range(batches, "`data`")
+    def _read(self, alike: Stretch, epoch: int, count: int) -> tuple[Batch, np.ndarray]:
+        """The rows of so many batches, one behind the other."""
+        wanted = count * alike.size
+        rows = self.order(epoch)[alike.start : alike.start + wanted]
+        return padded(check_range(self.read(rows), "`data`"), len(rows), wanted)
 
     def __iter__(self) -> Iterator[tuple[Batch, np.ndarray]]:
         epoch, start = self.position

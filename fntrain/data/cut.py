@@ -208,9 +208,9 @@ class Cut:
         return len({stage.size for stage in self.stages}) == 1
 
     @property
-    def whole(self) -> int:
-        """The most batches of an epoch, one behind the other, that are of one size and not padded."""
-        return max((s.whole for edge in self.edges for s in self.stretches(edge)), default=0)
+    def longest(self) -> int:
+        """The most batches of an epoch, one behind the other, that are of one size."""
+        return max((s.count for edge in self.edges for s in self.stretches(edge)), default=0)
 
     @property
     def has_tail(self) -> bool:

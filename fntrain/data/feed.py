@@ -164,22 +164,18 @@ class Feed:
         waiting = self._waiting if isinstance(loader.data, Examples) else nullcontext()
         while index < total and (steps := room(index - position.index)):
             alike = loader.cut.at(epoch, index)  # of which a dispatch takes several
-            if steps > 1 and self.whole and steps <= alike.whole:
-                weights = self.ones(steps, alike.size) if self.weighed else None
-                with waiting:
-                    batches = loader.stacked(epoch, index, steps)
-                piece = Piece(batches, weights, steps, True, index + steps == total, alike.size)
-            elif steps > 1 and not self.whole and steps <= alike.count:
+            stacked = 1 < steps <= alike.count
+            steps = steps if stacked else 1
+            if stacked and not self.whole:
                 with waiting:
                     pairs = [loader.batch(epoch, i) for i in range(index, index + steps)]
-                piece = Piece(*self._stacked(pairs), steps, True, index + steps == total, alike.size)
+                given = self._stacked(pairs)
             else:
-                steps = 1
                 with waiting:
-                    batch, weight = loader.batch(epoch, index)
-                piece = Piece(*self.placed(batch, weight), 1, False, index + 1 == total, alike.size)
+                    pair = loader.stacked(epoch, index, steps) if stacked else loader.batch(epoch, index)
+                given = self.placed(*pair)
+            yield Piece(*given, steps, stacked, index + steps == total, alike.size)
             index += steps
-            yield piece
 
     def _collected(self, position: Position, room: Callable[[int], int]) -> Iterator[Piece]:
         pairs = iter(self.source.epoch(*position))
@@ -235,9 +231,9 @@ class Feed:
         return padding
 
     def placed(self, batch: Any, weight: Any) -> tuple[Any, Any]:
-        """One batch as `train_into` and `eval_into` take it."""
+        """One batch as `train_into` and `eval_into` take it; or several, stacked, on one device."""
         if self.weighed and self.whole:
-            return batch, self.ones(len(weight)) if weight.all() else jax.device_put(weight)
+            return batch, self.ones(*weight.shape) if weight.all() else jax.device_put(weight)
         weight = self._weight(weight)
         return (batch, weight) if self.mesh is None else place(batch, weight, self.mesh)
 

@@ -1,5 +1,6 @@
-"""Arrays put on the device once: what travels to a step is which rows it takes, and it gathers them itself."""
+"""Arrays put on the device once: a step gathers its rows itself, in an order formed there; a place in it travels."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..sharding.place import put_rows
 from ..step import programs
 from ..step.picked import Picked
 from ..step.state import TrainState
+from . import order
 from .arrays import ArrayLoader, Arrays
 from .columns import check_range
 from .examples import Examples
@@ -21,6 +23,9 @@ from .feed import Feed, Piece
 from .position import Position
 
 SHARE = 4  # the data takes at most one part in so many of the memory that is free
+_ORDER = 28  # bytes a row for its order, while that is being sorted
+
+_shuffled = jax.jit(order.on_device, static_argnums=1)
 
 
 def resident(feed: Feed, state: TrainState, asked: Any) -> "Resident | None":
@@ -58,19 +63,19 @@ def unfit(feed: Feed) -> str | None:
             return f"its leaf{f' `{path}`' if path else ''} is {type(x).__name__}, which may be larger than any memory"
     if jax.process_count() > 1:
         return f"here {jax.process_count()} processes read it, each its share"
-    if source.loader.rows >= 2**31:
-        return f"it has {source.loader.rows:,} rows, more than 32 bits count"
+    if source.loader.rows > 2**30:  # twice as many is still a place in 32 bits
+        return f"it has {source.loader.rows:,} rows, of more than 2**30"
     return None
 
 
 def _nbytes(feed: Feed) -> int:
-    """Bytes of a feed's data on the device, where 64-bit numbers may be 32-bit ones."""
+    """Bytes of a feed's data on the device, where 64-bit numbers may be 32-bit ones, and of its order."""
     per_row = tree.nbytes(feed.form[0]) / feed.rows
-    return int(per_row * feed.source.loader.rows)
+    return int((per_row + _ORDER) * feed.source.loader.rows)
 
 
 class Resident:
-    """A feed's arrays on its devices, and an epoch's dispatches as rows of them.
+    """A feed's arrays on its devices, and an epoch's dispatches as places in an order that is formed there.
 
     Args:
       feed: a feed of arrays.
@@ -80,13 +85,11 @@ class Resident:
     def __init__(self, feed: Feed, state: TrainState):
         self._feed = feed
         self._loader: ArrayLoader = feed.source.loader
-        data = check_range(self._loader.data, "`data`")
-        if feed.mesh is not None:
-            self._arrays = sharding.replicate(data, feed.mesh)
-        else:
-            like = jax.tree.leaves(state)[0]
-            # Committed to a device only if the state is: else a step's results would be, and compile the next anew.
-            self._arrays = jax.device_put(data, like.sharding if getattr(like, "committed", True) else None)
+        self._like = jax.tree.leaves(state)[0]
+        self._arrays = self._put(check_range(self._loader.data, "`data`"))
+        self._order: tuple[int | None, Any] = None, None  # of which epoch, None for any
+        self._offsets: Callable[[int], Any] = functools.cache(self._offsets_of)
+        self._weights: Callable[[int, int, bool, int], Any] = functools.cache(self._weights_of)
 
     def __repr__(self) -> str:
         return f"Resident({self._loader.rows:,} rows, {bytes_text(_nbytes(self._feed))})"
@@ -97,34 +100,53 @@ class Resident:
         total = loader.cut.length(epoch)
         while index < total and (steps := room(index - position.index)):
             alike = loader.cut.at(epoch, index)
-            stacked = steps > 1 and steps <= (alike.whole if self._feed.whole else alike.count)
+            size, stacked = alike.size, 1 < steps <= alike.count
             steps = steps if stacked else 1
-            rows = loader.picked(epoch, index, steps).astype(np.int32)
-            yield self._piece(rows, alike.size, steps, stacked, index + steps == total)
+            starts = np.arange(alike.start, alike.start + steps * size, size, np.int32)
+            batch = Picked(
+                self._arrays, self._in_order(epoch), self._offsets(size), starts if stacked else starts[0]
+            )
+            seen = min(steps * size, loader.rows - alike.start)
+            weight = self._weights(size, steps, stacked, seen) if self._feed.weighed else None
+            yield Piece(batch, weight, steps, stacked, index + steps == total, size)
             index += steps
 
-    def _piece(self, rows: np.ndarray, size: int, steps: int, stacked: bool, last: bool) -> Piece:
-        feed = self._feed
-        if feed.mesh is None and len(rows) == steps * size:
-            shape = (steps, size) if stacked else (size,)
-            picked = Picked(self._arrays, rows.reshape(shape))
-            return Piece(picked, feed.ones(*shape) if feed.weighed else None, steps, stacked, last, size)
-        width = size if feed.mesh is None else -(-size // (n := feed.mesh.shape[data_axis(feed.mesh)])) * n
-        chosen = np.full(
-            (steps, width), self._loader.rows, np.int32
-        )  # the row behind the last is one of zeros
+    def _in_order(self, epoch: int) -> Any:
+        """The rows as an epoch takes them, on the devices."""
+        loader = self._loader
+        if self._order[1] is None or self._order[0] not in (epoch, None):
+            self._order = (
+                (epoch, _shuffled(self._put(order.round_keys(loader.seed, epoch)), loader.rows))
+                if loader.shuffle
+                else (None, self._put(np.arange(loader.rows, dtype=np.int32)))
+            )
+        return self._order[1]
+
+    def _put(self, arrays: Any) -> Any:
+        if self._feed.mesh is not None:
+            return sharding.replicate(arrays, self._feed.mesh)
+        # Committed to a device only if the state is: else a step's results would be, and compile the next anew.
+        return jax.device_put(arrays, self._like.sharding if getattr(self._like, "committed", True) else None)
+
+    def _width(self, size: int) -> int:
+        """Rows of a batch that divides over the devices."""
+        mesh = self._feed.mesh
+        return size if mesh is None else -(-size // (n := mesh.shape[data_axis(mesh)])) * n
+
+    def _offsets_of(self, size: int) -> Any:
+        offsets = np.full(self._width(size), self._loader.rows, np.int32)  # nowhere, whatever is added
+        offsets[:size] = np.arange(size)
+        return self._put(offsets) if self._feed.mesh is None else put_rows(offsets, self._feed.mesh)
+
+    def _weights_of(self, size: int, steps: int, stacked: bool, seen: int) -> Any:
+        """The weights of batches whose first so many rows are the data's."""
+        mesh, width = self._feed.mesh, self._width(size)
+        if mesh is None and seen == steps * size:
+            return self._feed.ones(*(steps, size) if stacked else (size,))
         weight = np.zeros((steps, width), np.float32)
-        full, rest = divmod(len(rows), size)
-        chosen[:full, :size], weight[:full, :size] = rows[: full * size].reshape(full, size), 1
-        if rest:
-            chosen[full, :rest], weight[full, :rest] = rows[full * size :], 1
-        given: Any = (chosen, weight if feed.weighed else None)
-        given = given if stacked else jax.tree.map(lambda x: x[0], given)
-        if feed.mesh is not None:
-            given = put_rows(given, feed.mesh, row_axis=int(stacked))
-        elif feed.weighed:
-            given = given[0], jax.device_put(given[1])
-        return Piece(Picked(self._arrays, given[0]), given[1], steps, stacked, last, size)
+        weight[:, :size] = (np.arange(steps * size) < seen).reshape(steps, size)
+        given = weight if stacked else weight[0]
+        return jax.device_put(given) if mesh is None else put_rows(given, mesh, row_axis=int(stacked))
 
     def opened(self, piece: Piece) -> Piece:
         """The piece with the arrays of its batch, on the device."""

@@ -368,9 +368,7 @@ def _steps_per_call(
     if callbacks.needs_every_step:
         return 1
     left = None if total is None else total - step
-    source = training.source
-    longest = source.loader.cut.whole if isinstance(source, Arrays) else 1
-    return dispatch.choose(task, state, training, left, min([longest, *options.edges]))
+    return dispatch.choose(task, state, training, left, options.edges)
 
 
 def _sizes(source: Any, step: int, position: Position) -> Sizes | None:

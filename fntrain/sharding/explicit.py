@@ -20,6 +20,16 @@ def automatic(f: Callable[..., Any], *args: Any) -> Any:
         return jax.sharding.auto_axes(f, out_sharding=NamedSharding(mesh, PartitionSpec()))(*args)
 
 
+def split_as(x: Any, whole: int) -> NamedSharding | None:
+    """How an array is split as `x` is, with so many axes more, which are whole; None on other axes than explicit ones."""
+    mesh = _mesh_of(x)
+    return (
+        None
+        if mesh is None
+        else NamedSharding(mesh, PartitionSpec(*jax.typeof(x).sharding.spec, *[None] * whole))
+    )
+
+
 def _mesh_of(args: Any) -> Any:
     for x in jax.tree.leaves(args):
         mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)

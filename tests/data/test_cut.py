@@ -55,8 +55,8 @@ def test_a_cut_is_what_walking_over_the_examples_finds(rows, drop_last, case):
         assert +cut.sizes(number) == Counter(size for _, size in every[:number])
     assert cut.has_tail == any(start + size > rows for start, size in every)
     assert cut.even == (case == 0)
-    groups = [[s for s, e in b if s + e <= rows] and [e for s, e in b if s + e <= rows] for b in want]
-    assert cut.whole == max(len(list(same)) for b in groups for _, same in itertools.groupby(b))
+    sizes = [[size for _, size in batches] for batches in want]
+    assert cut.longest == max(len(list(same)) for b in sizes for _, same in itertools.groupby(b))
 
 
 @pytest.mark.parametrize(

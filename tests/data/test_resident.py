@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import fntrain as ft
 from fntrain._core.errors import ConfigError, DataError
-from fntrain.data import source as data_lib
+from fntrain.data import order, source as data_lib
 from fntrain.data.feed import Feed
 from fntrain.data.position import Position
 from fntrain.data.resident import Resident, resident
@@ -86,8 +87,9 @@ def test_a_run_on_it_is_bitwise_the_run_on_the_host_resumes_within_an_epoch_incl
         assert other.history.rows() == want.history.rows()
 
 
-def test_on_a_mesh_too():
-    mesh = ft.sharding.mesh(data=8)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh_too(kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     want, got = (
         ft.fit(
             TASK,
@@ -124,11 +126,53 @@ def test_validations_are_there_too_and_the_same(devices, monkeypatch):
     assert kinds == [90, 29, 90, 29]
 
 
-def test_what_travels_is_the_rows():
+def test_what_travels_is_a_place():
+    """Twelve batches, the last of them padded, are one dispatch, which is sent where each begins."""
     feed, state = feed_of()
-    piece = next(Resident(feed, state).pieces(Position(0, 0), lambda done: 4))
+    there = Resident(feed, state)
+    (piece,) = there.pieces(Position(0, 0), lambda done: 12 - done)
     host = [x for x in jax.tree.leaves((piece.batch, piece.weight)) if isinstance(x, np.ndarray)]
-    assert [(x.dtype, x.shape) for x in host] == [(np.int32, (4, 8))]
+    assert [(x.dtype, x.shape) for x in host] == [(np.int32, (12,))]
+    assert piece.steps == 12
+    assert np.asarray(piece.weight).sum() == 90
+    # Its order is formed there, once an epoch, and the weights are those of the epoch before.
+    (again,) = there.pieces(Position(0, 0), lambda done: 12 - done)
+    (later,) = there.pieces(Position(1, 0), lambda done: 12 - done)
+    assert again.batch.order is piece.batch.order
+    assert later.batch.order is not piece.batch.order
+    assert later.weight is piece.weight
+
+
+@pytest.mark.parametrize(
+    ("seed", "epoch", "rows"),
+    [(0, 0, 1), (0, 0, 4), (3, 7, 1797), (2**40 + 5, 1, 10_001), (2**128 - 1, 2**31, 6), (7, 123_456, 4096)],
+)
+def test_the_order_formed_on_a_device_is_that_of_the_host(seed, epoch, rows):
+    """Against the one sentence that defines it, with NumPy's own generator."""
+    words = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(rows)
+    want = np.argsort(words, kind="stable")
+    np.testing.assert_array_equal(order.on_host(seed, epoch, rows), want)
+    there = jax.jit(order.on_device, static_argnums=1)(order.round_keys(seed, epoch), rows)
+    assert there.dtype == jnp.int32
+    np.testing.assert_array_equal(there, want)
+
+
+def test_words_that_are_equal_keep_their_order(monkeypatch):
+    """As a stable sort has them; sixty-four bits do not meet in a test, so rounds that give nothing stand in."""
+    monkeypatch.setattr(order, "_round", lambda x, key: jax.tree.map(jnp.zeros_like, x))
+    np.testing.assert_array_equal(order.on_device(order.round_keys(0, 0), 9), np.arange(9))
+
+
+def test_products_of_sixty_four_bits_carry():
+    """Against integers of Python, at the edges of halves and quarters."""
+    edges = [0, 1, 2**16 - 1, 2**16, 2**32 - 1, 2**32, 2**48 + 2**31, 2**63, 2**64 - 1]
+    for constant in (*edges[1:], *order._MULTIPLIERS):
+        for x in edges:
+            parts = order._times(tuple(jnp.uint32(half) for half in divmod(x, 2**32)), constant)
+            got = 0
+            for word in jax.tree.leaves(parts):
+                got = got * 2**32 + int(word)
+            assert got == x * constant
 
 
 def test_data_that_is_no_arrays_in_memory_is_refused_by_name(tmp_path):
@@ -154,7 +198,7 @@ def test_data_that_is_no_arrays_in_memory_is_refused_by_name(tmp_path):
 def test_left_to_us_it_is_there_on_one_accelerator_if_it_fits_a_quarter_of_what_is_free():
     feed, state = feed_of()
     assert resident(feed, state, "auto") is None  # this is a CPU
-    held = 90 * (5 + 1) * 4
+    held = 90 * ((5 + 1) * 4 + 28)  # and the order, while it is sorted
 
     def on(limit, used=0, platform="gpu"):
         device = types.SimpleNamespace(

@@ -3,6 +3,7 @@
 import itertools
 import random
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -101,17 +102,43 @@ def test_the_candidate_leaves_the_fewest_dispatches(span, chunk):
         assert span // chunk + span % chunk == min(dispatches)
 
 
+@pytest.mark.parametrize(
+    ("rows", "step_bytes", "chunk"),
+    [
+        (57 * 8, 0, 57),  # an epoch is one dispatch
+        (1000 * 8, 0, 250),
+        (1000 * 8, int(2e12 * 1e-3), 100),  # a millisecond each: a tenth of a second
+        (1000 * 8, int(2e12 * 1.9e-3), 50),
+    ],
+)
+def test_an_accelerator_takes_an_epoch_in_a_few_dispatches(monkeypatch, rows, step_bytes, chunk):
+    """As many steps as take a tenth of a second by the program's own account, 256 at most."""
+    data = np.zeros((rows, 5), np.float32), np.zeros(rows, np.int32)
+    feed = feed_of(data)
+    device = types.SimpleNamespace(platform="gpu")
+    state = {"x": types.SimpleNamespace(devices=lambda: [device])}
+    monkeypatch.setattr(dispatch, "cost_of", lambda *a: Cost(1, step_bytes))
+    assert dispatch.choose(TASK, state, feed, 10**6, []) == chunk
+    # Wherever the data lies; but batches that might travel take 64 MiB at most, or are 32.
+    held = 64 * 2**20 // 40
+    monkeypatch.setattr(feed, "form", (jax.ShapeDtypeStruct((held,), jnp.uint8), None))
+    assert dispatch.choose(TASK, state, feed, 10**6, []) == dispatch.candidate(rows // 8, min(40, chunk))
+    monkeypatch.setattr(feed, "form", (jax.ShapeDtypeStruct((10**9,), jnp.uint8), None))
+    assert dispatch.choose(TASK, state, feed, 10**6, []) == dispatch.candidate(rows // 8)
+
+
 def test_a_chunk_is_taken_where_a_step_is_short_as_its_program_says(monkeypatch):
     feed, state = feed_of((X, Y)), fresh()
-    assert dispatch.choose(TASK, state, feed, 1000, 12) == 11
+    assert dispatch.choose(TASK, state, feed, 1000, []) == 12  # the padded one too
     # Runs that are short are not worth a second program, and batches that are made elsewhere cannot be gathered.
-    assert dispatch.choose(TASK, state, feed, 100, 12) == 1
-    assert dispatch.choose(TASK, state, feed_of([(X, Y)]), 1000, 12) == 1
+    assert dispatch.choose(TASK, state, feed, 100, []) == 1
+    assert dispatch.choose(TASK, state, feed_of([(X, Y)]), 1000, []) == 1
+    assert dispatch.choose(TASK, state, feed, 1000, [5, 7]) == 5
     # A step of 2 * 3 * 8 * 3 * 2 operations and some hundred bytes is short on any device; one of 1e12 is long.
     monkeypatch.setattr(dispatch, "cost_of", lambda *a: Cost(10**12, 0))
-    assert dispatch.choose(TASK, state, feed, 1000, 12) == 1
+    assert dispatch.choose(TASK, state, feed, 1000, []) == 1
     monkeypatch.setattr(dispatch, "cost_of", lambda *a: Cost(0, 10**10))
-    assert dispatch.choose(TASK, state, feed, 1000, 12) == 1
+    assert dispatch.choose(TASK, state, feed, 1000, []) == 1
 
 
 def test_the_cost_of_a_step_is_that_of_its_products_and_its_state():
@@ -138,9 +165,9 @@ def test_no_clock_decides(monkeypatch):
                 patched.setattr(time, "monotonic", clock)
             runs.append(ft.fit(TASK, fresh(), (X, Y), **arguments))
     first = runs[0]
-    assert first.steps_per_call == 11
+    assert first.steps_per_call == 12
     for other in runs[1:]:
-        assert other.steps_per_call == 11
+        assert other.steps_per_call == 12
         assert same_bits(other.state, first.state)
         assert other.history.rows() == first.history.rows()
 
@@ -161,7 +188,7 @@ def test_who_listens_to_every_step_is_called_for_every_step():
     assert own.steps == [n for epoch in range(25) for n in (12 * epoch + 11, 12 * epoch + 12)]
     # What is shipped is content with every dispatch.
     shipped = [ft.callbacks.Watchdog(600), ft.callbacks.EarlyStopping("loss")]
-    assert ft.fit(TASK, fresh(), (X, Y), callbacks=shipped, **arguments).steps_per_call == 11
+    assert ft.fit(TASK, fresh(), (X, Y), callbacks=shipped, **arguments).steps_per_call == 12
 
 
 def test_auto_gives_the_bits_of_single_steps_and_says_what_it_took():
@@ -169,7 +196,7 @@ def test_auto_gives_the_bits_of_single_steps_and_says_what_it_took():
     one = ft.fit(TASK, fresh(), (X, Y), steps_per_call=1, **arguments)
     auto = ft.fit(TASK, fresh(), (X, Y), **arguments)
     assert one.steps_per_call == 1
-    assert auto.steps_per_call == 11  # the twelfth batch is padded
+    assert auto.steps_per_call == 12  # the padded twelfth too
     assert same_bits(auto.state, one.state)
     assert auto.history.rows() == one.history.rows()
 
@@ -187,7 +214,11 @@ def test_a_run_compiles_each_step_once():
         validation_data=(X, Y),
     )
     after = [f._cache_size() for f in (programs._train_step, programs._train_steps, programs._eval_step)]
-    assert [b - a for a, b in zip(before, after)] == [1, 1, 1]
+    assert [b - a for a, b in zip(before, after)] == [
+        0,
+        1,
+        1,
+    ]  # an epoch is one dispatch, its padded batch too
 
 
 def test_a_resumed_run_cuts_the_chunks_it_cut_before(tmp_path):
@@ -261,7 +292,7 @@ def test_logs_of_every_step_need_no_dispatch_of_their_own(log_every):
     assert list(rows[0]) == ["step", "loss", "accuracy", *sorted(set(rows[0]) - {"step", "loss", "accuracy"})]
     assert rows_many == rows
     assert len(singles) == 24
-    assert chunked == [4, 8, 9, 10, 11, 12, 16, 20, 21, 22, 23, 24]  # the padded twelfth is not in a chunk
+    assert chunked == [4, 8, 12, 16, 20, 24]
     assert same_bits(many.state, one.state)
 
 
