@@ -49,7 +49,7 @@ def _sequence(seed: int, epoch: int) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, epoch])
 
 
-def _round(x: tuple[Word, ...], key: jax.Array) -> tuple[Word, ...]:
+def _round(x: tuple[Word, ...], key: Any) -> tuple[Word, ...]:
     (upper0, lower0), (upper1, lower1) = map(_times, (x[0], x[2]), _MULTIPLIERS)
     mixed = partial(jax.tree.map, lambda *halves: halves[0] ^ halves[1] ^ halves[2])
     return (

@@ -102,7 +102,7 @@ class Resident:
             alike = loader.cut.at(epoch, index)
             size, stacked = alike.size, 1 < steps <= alike.count
             steps = steps if stacked else 1
-            starts = np.arange(alike.start, alike.start + steps * size, size, np.int32)
+            starts = np.arange(alike.start, alike.start + steps * size, size, dtype=np.int32)
             batch = Picked(
                 self._arrays, self._in_order(epoch), self._offsets(size), starts if stacked else starts[0]
             )

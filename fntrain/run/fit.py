@@ -192,12 +192,12 @@ def fit(
         notes under `overridden`. Data and seed may change between two epochs only, as may the size of batches that come
         as they are; arrays and examples are cut otherwise from the next example on, and of the epoch none is seen
         twice or left out. The optimizer's state has to fit.
-      steps_per_call: how many steps one dispatch runs (`train_steps`). `"auto"` takes several of arrays and
-        examples where a step is short, as its program says it (operations, bytes, the kind of device): on a CPU 32 at
-        most, on an accelerator 256 or a tenth of a second; one, where a callback of your
-        own has `on_step_end`, so that it is called for every step. An explicit K calls it once a dispatch. A
-        resumed run goes on with the number it had. A dispatch never runs over a validation or a checkpoint; the
-        metrics of a log in the midst of it are computed there.
+      steps_per_call: how many steps one dispatch runs (`train_steps`). `"auto"` takes several of arrays and examples
+        where a step is short, as its program says it (operations, bytes, the kind of device): on a CPU 32 at most, on
+        an accelerator 256 or a tenth of a second; one, where a callback of your own has `on_step_end`, so that it is
+        called for every step. An explicit K calls it once a dispatch. A resumed run goes on with the number it had. A
+        dispatch never runs over a validation or a checkpoint; the metrics of a log in the midst of it are computed
+        there.
       log_every: steps between fetches of running metrics (for `on_log` and the progress bar).
       max_time: seconds after which the run ends, at the edge of a step, and is saved.
       prefetch: batches made ahead in a thread of their own, for data that is slow to read; 0 makes each when it is
@@ -217,11 +217,11 @@ def fit(
       rehearse: do first all that the run will do, once, and throw it away: two steps on the first batch, one
         validation, one checkpoint, written beside `run_dir`, read back and compared bitwise. Times and memory are
         printed, and in `result.rehearsal`; then the run goes on, as it would have without. Callbacks are not called.
-      data_on_device: put `data`, and `validation_data`, where they are arrays, on the device once, where an
-        epoch's order is formed and each step gathers its rows; the order is the same, and so are the results. On a mesh every device holds all of it.
-        True does so, and refuses `data` that is no array in memory; False never does; `"auto"` does so on one
-        accelerator, if it fits a quarter of the memory that is free there. What is changed in the arrays during the
-        run is then not seen.
+      data_on_device: put `data`, and `validation_data`, where they are arrays, on the device once, where an epoch's
+        order is formed and each step gathers its rows; the order is the same, and so are the results. On a mesh every
+        device holds all of it. True does so, and refuses `data` that is no array in memory; False never does; `"auto"`
+        does so on one accelerator, if it fits a quarter of the memory that is free there. What is changed in the arrays
+        during the run is then not seen.
       recompile: what to do when a step of the run is compiled a second time, for which a callback that has put other
         arrays into the state is the usual reason: `"warn"` of it, `"raise"`, or `"ignore"`. It names the leaf of the
         state or the batch that is another than before, from what to what.

@@ -21,7 +21,7 @@ def automatic(f: Callable[..., Any], *args: Any) -> Any:
 
 
 def split_as(x: Any, whole: int) -> NamedSharding | None:
-    """How an array is split as `x` is, with so many axes more, which are whole; None on other axes than explicit ones."""
+    """An array split as `x` is, with so many axes more, which are whole; None on other axes than explicit ones."""
     mesh = _mesh_of(x)
     return (
         None

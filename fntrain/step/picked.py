@@ -36,16 +36,16 @@ def apart(batches: Batch) -> tuple[PyTree, Any]:
     return (batches.arrays, batches.order, batches.offsets), batches.start
 
 
-def together(shared: PyTree, own: Any) -> Batch:
+def together(shared: Any, own: Any) -> Batch:
     """One of the batches that `apart` took apart, gathered."""
-    return own if shared is None else gathered(Picked(*shared, own))
+    return own if shared is None else gathered(Picked(*shared, start=own))
 
 
 def gathered(batch: Batch) -> Batch:
     """The batch itself, as an array for each leaf."""
     if not isinstance(batch, Picked):
         return batch
-    places = jnp.add.outer(batch.start, batch.offsets)
+    places = jnp.expand_dims(batch.start, -1) + jnp.expand_dims(batch.offsets, range(jnp.ndim(batch.start)))
     rows = _at(batch.order, places, len(batch.order))
     return jax.tree.map(lambda x: _at(x, rows, 0), batch.arrays)
 

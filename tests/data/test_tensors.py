@@ -109,7 +109,7 @@ def test_rows_are_drawn_by_position_beside_an_array(name, shuffle):
         rows += batch["got"][weight > 0][:, 0].tolist()
     assert sorted(rows) == VALUES[:, 0].tolist()
     loader = ft.data_loader({"want": VALUES, "got": ACCEPTED[name]}, 3, shuffle=shuffle, seed=3)
-    stacked = loader.stacked(0, 0, 2)
+    stacked, _ = loader.stacked(0, 0, 2)
     np.testing.assert_array_equal(stacked["got"], stacked["want"])
     first, _ = split({"want": VALUES, "got": ACCEPTED[name]}, 0.5)
     np.testing.assert_array_equal(first["got"], first["want"])
