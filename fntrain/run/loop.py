@@ -300,22 +300,19 @@ class Loop:
             due = [step for step in range(first, ctx.step + 1) if step % log_every == 0]
             if due:
                 # One window late: what is fetched now was dispatched before what has just been, and is finished.
-                late, self.late = (
-                    self.late,
-                    (first, due, values or programs.computed(ctx.task, self.metrics)),
-                )
+                late, self.late = self.late, (due, values or programs.computed(ctx.task, self.metrics))
                 self._log(late)
 
     def _log(self, late: Any) -> None:
         """Fetch what was computed for the logs of some steps, and call those who listen, step by step."""
         if late is None:
             return
-        first, due, values = late
+        due, values = late
         rows = plain_rows(programs.in_order(self.ctx.task, on_host(values)))
         self.ctx.throughput = self.speed.since(self.window, due[-1])
         self.window = self.speed.mark(due[-1])
-        for step in due:
-            self.ctx.logs = {"step": step, **rows[step - first]}
+        for step, row in zip(due, rows):
+            self.ctx.logs = {"step": step, **row}
             self.rescue.watch(self.ctx.logs, self.ctx.state, step - 1)
             self._call("on_log")
             self._roll_back_if_due()

@@ -113,8 +113,8 @@ def train_many_into(
 ) -> Any:
     """`train_steps`, likewise.
 
-    With `log_every` also the values of the metrics, packed, `[K, …]`, after the steps whose number it divides; they
-    are computed after those steps alone, and the other rows hold nothing.
+    With `log_every` also the values of the metrics, packed, after the steps whose number it divides, a row for each in
+    order; a row more may follow, of steps that are not due yet.
     """
     impl, bits = _words(state)
     layout = _layout(state)
@@ -257,35 +257,44 @@ def _train_steps(
     if metrics is None:
         first = jax.tree.map(lambda x: x[0], (batches, weights))
         shapes = jax.eval_shape(lambda s, x: one_step(task, s, together(shared, x[0]), x[1])[1], state, first)
-        accumulated = reports.empty_like(task, shapes)
-    else:
-        accumulated = unpacked(metrics)
+        metrics = packed(reports.empty_like(task, shapes))
+
+    before = members.first(step)
+    logs = _logs_for(metrics, len(jax.tree.leaves(batches)[0]), log_every)
 
     def body(carry, x):
-        (*parts, step), metrics = carry
+        (*parts, step), metrics, logs = carry
         batch, weight = together(shared, x[0]), x[1]
         with stacks.context(layout):
             state, new = one_step(task, TrainState(step, *parts, key=key), batch, weight)
-        metrics = reports.merge(task, metrics, new)
+        # Packed from one step to the next as well: what is a kernel for two arrays would be one for every sum.
+        metrics = _joined(task, metrics, new)
+        if log_every:
+            at = (members.first(state.step) - 1) // log_every - before // log_every
+            logs = jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, at, 0), logs, metrics)
         parts = pinned((*_donated(state), state.step), layout)
-        return (parts, metrics), _due_values(task, state.step, metrics, log_every) if log_every else None
+        return (parts, metrics, logs), None
 
     start = (*_donated(state), state.step)
-    ((*parts, step), accumulated), values = manual.scan(body, (start, accumulated), (batches, weights))
-    return *parts, _whole(packed(accumulated)), values, step
+    ((*parts, step), metrics, logs), _ = manual.scan(body, (start, metrics, logs), (batches, weights))
+    values = jax.vmap(lambda x: packed(reports.compute(task, unpacked(x))))(logs) if log_every else None
+    return *parts, metrics, values, step
+
+
+def _logs_for(metrics: Packed, steps: int, log_every: int) -> Packed | None:
+    """Room for the accumulators of each log of so many steps.
+
+    Every step writes into the room of the next log, so the step that is due has the last word there. A branch would
+    write once, and on an accelerator wait for the host to take it.
+    """
+    if not log_every:
+        return None
+    most = -(-(steps - 1) // log_every) + 1
+    return jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), metrics)
 
 
 _kept_step = jax.jit(_train_step.__wrapped__, static_argnums=(0, 1, 2))  # type: ignore[attr-defined]
 _kept_steps = jax.jit(_train_steps.__wrapped__, static_argnums=(0, 1, 2, 12))  # type: ignore[attr-defined]
-
-
-def _due_values(task: Task, step: jax.Array, metrics: StepMetrics, log_every: int) -> Packed:
-    shapes = jax.eval_shape(lambda: packed(reports.compute(task, metrics)))
-    return jax.lax.cond(
-        members.first(step) % log_every == 0,
-        lambda: packed(reports.compute(task, metrics)),
-        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
-    )
 
 
 # Traced once for a task and a form of state and batch, whoever asks: single steps, chunks, and what they report.

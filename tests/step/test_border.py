@@ -105,6 +105,25 @@ def test_on_an_accelerator_a_step_has_no_branch_by_its_data_and_no_loop():
     assert not re.search("callback|infeed|outfeed|send|recv", cuda)
 
 
+@pytest.mark.parametrize("log_every", [0, 1, 10])
+def test_in_a_dispatch_of_several_steps_metrics_are_two_arrays_from_step_to_step(log_every):
+    """Sum by sum each would be a kernel of its own, at every step; and a log is no branch, which a device waits for."""
+    task = make()
+    state = ft.init_state(task, PARAMS)
+    impl, bits = programs._words(state)
+    parts, batches = programs._donated(state), jax.tree.map(lambda x: np.stack([x] * 28), BATCH)
+    metrics = programs.empty_metrics(task, state, BATCH, None, train=True)
+    traced = programs._train_steps.trace(
+        task, impl, None, state.step, *parts, bits, batches, None, metrics, log_every
+    )
+    (scan,) = (e for e in traced.jaxpr.jaxpr.eqns if e.primitive.name == "scan")
+    changed = len(jax.tree.leaves((parts, state.step))) - 1  # but the rate's multiplier
+    assert scan.params["num_carry"] == changed + 2 + 2 * (log_every > 0)
+    cuda = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall(r"stablehlo\.while", cuda)) == 1
+    assert not re.search(r"stablehlo\.if|\(tensor<i1>\) -> tensor<i32>", cuda)
+
+
 def test_few_classes_are_compared_with_labels_and_not_gathered(step, by_hand):
     _, _, compiled = step
     assert "scatter(" not in compiled.as_text()

@@ -102,7 +102,6 @@ TXS = {
     "dynamic_loss_scale": lambda: ft.dynamic_loss_scale(ft.optimizers.sgd(0.01), interval=3),
     "skip_spikes": lambda: ft.skip_spikes(ft.optimizers.sgd(1e-4), 1e6, 4),
 }
-FOUND = []
 
 
 @pytest.mark.parametrize("name", TXS)
@@ -128,7 +127,6 @@ def test_injections_into_a_scanned_chunk(name):
         assert found.parameters == {}
         assert found.loss_is_finite == (what == "gradient")
         step += K
-        FOUND.append(found)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert int(state.step) == step
 
@@ -154,7 +152,6 @@ def test_injections_into_a_parameter_at_every_place_of_a_window():
         assert found.gradients
         leaves[which] = held
         state = state.replace(params=jax.device_put(jax.tree.unflatten(structure, leaves)))
-        FOUND.append(found)
     assert any(
         (np.asarray(a) != b).any() for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(clean))
     )
@@ -174,11 +171,6 @@ def test_inside_multisteps_the_window_is_named_with_the_right_leaf(place):
         assert found.step == 6 * which + 2  # the one that closed the window
         assert found.gradients == {LEAVES[which]: (1, 0)}
         assert found.loss == "finite"
-
-
-def test_there_were_more_than_200_injections():
-    if len(FOUND) > 54:  # all of this file has run, in one process
-        assert len(FOUND) >= 200
 
 
 def test_the_first_of_a_run_of_bad_steps_stays_until_a_new_one_begins():
