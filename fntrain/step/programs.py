@@ -271,7 +271,9 @@ def _train_steps(
         metrics = _joined(task, metrics, new)
         if log_every:
             at = (members.first(state.step) - 1) // log_every - before // log_every
-            logs = jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, at, 0), logs, metrics)
+            logs = jax.tree.map(
+                lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, at, 0), logs, metrics
+            )
         parts = pinned((*_donated(state), state.step), layout)
         return (parts, metrics, logs), None
 
