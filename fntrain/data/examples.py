@@ -214,6 +214,11 @@ def refuse_others(data: Any, name: str) -> None:
             f"`{name}` is a tuple with a data set of examples in it: give the data set alone, whose examples have all "
             f"that a batch has"
         )
+    if _is_torchs(data, "Dataset") and not isinstance(data, Iterable) and not hasattr(type(data), "__len__"):
+        raise DataError(
+            f"`{name}` is a {type(data).__name__}, whose examples are read by position, and must say how many it has: "
+            f"give it a `__len__`"
+        )
     if hasattr(data, "on_epoch_end") and hasattr(data, "__getitem__") and not isinstance(data, Iterable):
         raise DataError(
             f"`{name}` is a {type(data).__name__}, which gives batches by number: give a function, `lambda epoch: "
@@ -231,7 +236,8 @@ def batch_them(example: Any, name: str) -> str:
         way = f"np.stack({name})"
     return (
         f"what can be iterated over gives batches, and `batch_size` is not for them: make columns of the examples, "
-        f"`{way}`, or give what has `len` and `[i]` (a data set of torch or Hugging Face), which is batched here"
+        f"`{way}`, or give what has `len` and `[i]` (a data set of torch or Hugging Face), which is batched here; an "
+        f"`IterableDataset` is batched by torch, `DataLoader({name}, 32)`"
     )
 
 

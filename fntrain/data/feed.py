@@ -48,6 +48,10 @@ def _ones(*shape: int) -> jax.Array:
     return jax.jit(lambda: jnp.ones(shape, jnp.float32))()
 
 
+class _OneByOne(DataError):
+    """Examples came in the place of batches, and this says so."""
+
+
 class Feed:
     """A source's batches as dispatches take them, and what steps on them report.
 
@@ -130,7 +134,7 @@ class Feed:
         except Exception:  # whatever the loss raises on what it was not written for
             return
         if takes:
-            raise DataError(
+            raise _OneByOne(
                 f"`{self.name}` gives examples, one by one, {tree.describe(first)}: "
                 f"{batch_them(first, self.name)}"
             )
@@ -273,6 +277,8 @@ def first_met(source: Any, name: str, met: Callable[[Any, Any], Any]) -> Any:
                 return met(*source.peek())
             except Exception:  # nor can it take that: what it said of the first is what there is to say
                 pass
+        if isinstance(error, _OneByOne):
+            raise DataError(str(error)) from None
         way = _other_form(source, batch, weight, error, met)
         if way is None:
             error.add_note(f"the first batch of `{name}` is {tree.describe(batch)}")

@@ -113,9 +113,6 @@ def _array(x: Any, where: str) -> tuple[Any, Any]:
         return x if type(x) in (np.ndarray, np.memmap) else np.asarray(x), None
     if isinstance(x, Stored):
         return x, None
-    torch: Any = sys.modules.get("torch")  # who has a tensor has imported it
-    if torch is not None and isinstance(x, torch.Tensor):
-        return _of_torch(torch, x, where), None
     if hasattr(x, "todense"):
         raise DataError(
             f"{where} is sparse, {type(x).__name__}, and a batch is dense: give `x.toarray()` (`todense()`), or "
@@ -131,6 +128,9 @@ def _array(x: Any, where: str) -> tuple[Any, Any]:
 
 
 def _of_others(x: Any, where: str) -> tuple[Any, Any]:
+    torch: Any = sys.modules.get("torch")  # who has a tensor has imported it
+    if torch is not None and isinstance(x, torch.Tensor):
+        return _of_torch(torch, x, where), None
     if hasattr(x, "__array__") and hasattr(x, "columns") and not hasattr(x, "dtype"):
         return _of_frame(x, where), None
     if hasattr(x, "chunks") and hasattr(x, "dtype") and hasattr(x, "shape"):  # h5py, zarr and their like
@@ -183,8 +183,13 @@ def _refuse_missing(count: int, where: str, way: str) -> None:
 
 
 def _of_torch(torch: Any, x: Any, where: str) -> np.ndarray:
+    if x.is_nested:
+        raise DataError(
+            f"{where} is a nested tensor, whose rows differ in length: give `x.to_padded_tensor(0)`, and mark what is "
+            f"padding with weights in the loss"
+        )
     if x.layout != torch.strided:
-        raise DataError(f"{where} is a sparse tensor, and a batch is dense: give `x.to_dense()`")
+        raise DataError(f"{where} has the layout {x.layout}, and a batch is dense: give `x.to_dense()`")
     x = x.detach().cpu()
     if x.dtype == torch.bfloat16:  # which NumPy has from JAX, and torch cannot hand over
         return x.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)

@@ -17,7 +17,7 @@ from ..losses.names import ALIASES as LOSS_NAMES
 from ..metrics.base import Metric, metric
 from ..metrics.names import canonical
 from ..optimizers.names import OPTIMIZERS, PRESETS
-from ..step.modules import door
+from ..step.modules import door, refuse_torchs
 from ..step.task import Task
 from ..transforms import MultiSteps, add_weight_decay, chain, clip_by_norm, clip_by_value
 from .model import Model
@@ -234,6 +234,7 @@ def _check_shapes(out: Any, targets: Any) -> None:
 def _applied(model: Any) -> Callable[..., tuple[Any, Any]]:
     if isinstance(model, Model):
         return model.apply
+    refuse_torchs("model", model)
     found = door(model)
     if found:
         raise ConfigError(

@@ -12,6 +12,7 @@ from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.typing import PyTree
 from ..data import source as data_lib
+from ..data.examples import is_shuffled_loader
 from ..data.feed import first_met
 from ..sharding.place import mesh_of, place
 from ..step import checks, programs
@@ -38,14 +39,14 @@ def predict(
       state: a TrainState; nothing is changed.
       data: as in `fit`. Without `predict_fn` it has to hold what the loss reads, labels included.
       outputs: a name, for that array alone; names, for a dict of them; None is everything.
-      batch_size: rows of a batch, where `data` is arrays.
+      batch_size: rows of a batch, where `data` is arrays or examples.
 
     Returns:
       A tree of NumPy arrays `[N, …]`, in the form in which the function returns them.
 
     Raises:
       ConfigError: if the task has neither `predict_fn` nor outputs, or none of that name.
-      DataError: if the data is empty, or an output has no row per example.
+      DataError: if the data is empty or a loader that shuffles, or an output has no row per example.
 
     Examples:
       >>> import fntrain as ft, numpy as np
@@ -60,6 +61,11 @@ def predict(
     check_state(state, "predict")
     batch_size = check.integer("batch_size", batch_size, at_least=1)
     wanted = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
+    if is_shuffled_loader(data):
+        raise DataError(
+            "`data` is a loader that shuffles by itself: whose outputs these are could not be told afterwards. Give "
+            "its data set, `predict(task, state, loader.dataset, batch_size=loader.batch_size)`"
+        )
     source = data_lib.as_source(data, batch_size, shuffle=False, seed=0)
     mesh = mesh_of(state)
 

@@ -196,8 +196,9 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         raise DataError(
             "`data` is a loader that shuffles by itself, and `run_dir` is there to resume: its order cannot be had a "
             "second time. Give its data set, `fit(task, state, loader.dataset, batch_size=loader.batch_size)`, whose "
-            "order is a function of the seed and the epoch; or, to keep the loader, a function that seeds it, `def "
-            "data(epoch): loader.generator.manual_seed(epoch); return loader`"
+            "order is a function of the seed and the epoch; or, to keep the loader and how it samples, a function that "
+            "seeds what it draws from, `def data(epoch): torch.manual_seed(epoch); return loader` (or the generator "
+            "that it was made with)"
         )
     batch_size = source.loader.batch_size if isinstance(source, Arrays) else options.batch_size
     identity = identity_of(task, fingerprint(source), as_json(batch_size), options.seed)

@@ -34,6 +34,21 @@ def door(x: Any) -> tuple[str, str] | None:
     return None
 
 
+def refuse_torchs(name: str, x: Any) -> None:
+    """Refuse a module of torch, or a class of them: what it computes, JAX does not see.
+
+    Raises:
+      ConfigError: with the way to go on from its weights.
+    """
+    kind = x if isinstance(x, type) else type(x)
+    if any(f"{base.__module__}.".startswith("torch.nn.") for base in kind.__mro__):
+        raise ConfigError(
+            f"`{name}` is a module of torch, {kind.__name__}, and JAX differentiates functions of JAX's arrays alone: "
+            f"write its forward pass with them, and start from its weights, `init_state(task, {{name: "
+            f"x.detach().numpy() for name, x in module.named_parameters()}})`"
+        )
+
+
 def check_no_module(params: Any) -> None:
     """Refuse a module, or all the variables of one, where parameters are wanted.
 
@@ -43,6 +58,7 @@ def check_no_module(params: Any) -> None:
     Raises:
       ConfigError: with the call that takes it apart.
     """
+    refuse_torchs("params", params)
     _refuse_unmade(params)
     _refuse_collections(params)
     _refuse_variables(params)

@@ -267,9 +267,9 @@ def init_state(
     if not is_function(params):
         _check_leaves(params, "params")
         # Integer scalars of Python and NumPy arrays become arrays with a fixed type here, once.
-        params = jax.tree.map(_as_array, params)
+        params = _as_arrays(params, "params")
     _check_leaves(model_state, "model_state")
-    model_state = jax.tree.map(_as_array, model_state)
+    model_state = _as_arrays(model_state, "model_state")
 
     make, given = (params, None) if is_function(params) else (None, params)
     if mesh is None and make is None:
@@ -353,6 +353,19 @@ _made = jax.jit(_build, static_argnums=(0, 1))
 
 def _as_array(x: Any) -> Any:
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def _as_arrays(value: PyTree, name: str) -> PyTree:
+    """The leaves that were given as arrays of JAX, or the path of the one that its library does not hand over."""
+
+    def one(path: Any, x: Any) -> Any:
+        try:
+            return _as_array(x)
+        except Exception as error:
+            where = f"`{name}` leaf `{tree.path_name(path)}`" if path else f"`{name}`"
+            raise ConfigError(f"{where}: no array could be made of {type(x).__name__} ({error})") from error
+
+    return jax.tree_util.tree_map_with_path(one, value)
 
 
 def _own(x: jax.Array) -> jax.Array:

@@ -310,6 +310,8 @@ def test_a_loader_that_shuffles_is_refused_where_it_would_be_resumed(tmp_path):
     fitted(loader)  # trained without a directory, it is what it is
     with pytest.raises(ft.DataError, match=r"loader\.dataset"):
         fitted(loader, run_dir=tmp_path / "run")
+    with pytest.raises(ft.DataError, match=r"whose outputs.*loader\.dataset"):
+        ft.predict(TASK, fresh(), loader)
     fitted(DataLoader(OfTuples(), 10, SequentialSampler()), run_dir=tmp_path / "run")
     fitted(loader.dataset, run_dir=tmp_path / "other", batch_size=loader.batch_size)
 
@@ -347,7 +349,7 @@ def test_examples_given_as_batches_are_said_by_name(loss, data):
     state = ft.init_state(task, {"w": np.zeros((3, 2), np.float32)})
     with pytest.raises(ft.DataError, match=r"np\.stack") as caught:
         ft.fit(task, state, data, progress=False)
-    assert "`batch_size` is not for them" in str(caught.value)
+    assert str(caught.value).count("`batch_size` is not for them") == 1
 
 
 def test_the_way_shown_is_one():

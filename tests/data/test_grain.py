@@ -1,4 +1,4 @@
-"""Grain pipelines and torch loaders as sources: epochs, tails, and a resume at every position."""
+"""Grain pipelines as sources: epochs, tails, and a resume at every position."""
 
 import itertools
 import json
@@ -13,8 +13,6 @@ import pytest
 
 import fntrain as ft
 from fntrain.data.position import Position
-from fntrain.data.stream import Stream
-from fntrain.data.tensors import to_numpy
 
 grain = pytest.importorskip("grain")
 
@@ -209,41 +207,6 @@ def test_bad_pipelines():
 def test_what_is_grain():
     assert all(is_grain(make()) for make in KINDS.values())
     assert not any(is_grain(x) for x in ([1], np.zeros(3), iter(map_dataset()), None))
-
-
-def test_batches_of_a_torch_loader():
-    torch = pytest.importorskip("torch")
-    x, y = torch.arange(20.0).reshape(10, 2), torch.arange(10)
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
-    for epoch in range(2):
-        pairs = list(Stream(lambda epoch: map(to_numpy, data)).epoch(epoch, 0))
-        assert all(isinstance(leaf, np.ndarray) for batch, _ in pairs for leaf in jax.tree.leaves(batch))
-        np.testing.assert_array_equal(np.concatenate([b[0][w > 0] for b, w in pairs]), x.numpy())
-        assert np.concatenate([b[1][w > 0] for b, w in pairs]).tolist() == list(range(10))
-        assert pairs[-1][1].tolist() == [1, 1, 0, 0]
-
-
-def test_tensors_of_every_kind():
-    torch = pytest.importorskip("torch")
-    given = {
-        "needs_grad": torch.tensor([0.5], requires_grad=True),
-        "bfloat16": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
-        "bool": torch.tensor([True]),
-        "strided": torch.arange(6).reshape(2, 3).T,
-        "numpy": np.arange(3),
-        "jax": jnp.arange(3),
-    }
-    got = to_numpy(given)
-    assert got["needs_grad"].tolist() == [0.5]
-    assert got["bfloat16"].dtype == jnp.bfloat16
-    assert got["bfloat16"].astype(np.float32).tolist() == [1.5, -2.0]
-    assert got["bool"].dtype == bool
-    assert got["strided"].tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert got["jax"] is given["jax"]
-    given["strided"].zero_()  # a loader may fill the same buffers again
-    given["numpy"][:] = 9
-    assert got["strided"].tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert got["numpy"].tolist() == [0, 1, 2]
 
 
 TASK = ft.Task(

@@ -56,6 +56,9 @@ class LinenNet(nn.Module):
         return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train and self.stuck != "drop")(x))
 
 
+OfTorch = type("OfTorch", (), {"__module__": "torch.nn.modules.linear", "__call__": lambda self, x: x})
+
+
 # -- what is no tree of parameters -----------------------------------------------------------------------------------
 
 
@@ -87,6 +90,7 @@ WHOLE = {
         r"fntrain\.models\.equinox\(module\)",
     ),
     "a Haiku function": (lambda: hk.transform(lambda x: x), r"fntrain\.models\.haiku\(transformed, example\)"),
+    "a module of torch": (lambda: OfTorch(), "is a module of torch, OfTorch.*named_parameters"),
     "a model": (lambda: ft.models.nnx(NNXNet), r"`init_state\(task, model\.init\)`"),
 }  # fmt: skip
 
