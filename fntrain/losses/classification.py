@@ -47,8 +47,9 @@ def cross_entropy(
               \qquad L = \frac{\sum_i w_{y_i} \ell_i}{\sum_i w_{y_i}}
 
     Both sums leave out labels equal to `ignore_index`, smoothing included, and labels whose own class weighs
-    zero. (Torch's unreduced losses are `values * weights`.) With labels that are distributions :math:`t`,
-    smoothed to :math:`t' = (1 - \epsilon) t + \epsilon / C`, torch divides by the number of rows:
+    zero, of which torch still counts the smoothing. (Torch's unreduced losses are `values * weights`.) With labels
+    that are distributions :math:`t`, smoothed to :math:`t' = (1 - \epsilon) t + \epsilon / C`, torch divides by the
+    number of rows:
 
     .. math:: \ell_i = -\sum_c w_c\, t'_{ic} \log p_{ic}, \qquad L = \frac1N \sum_i \ell_i
 

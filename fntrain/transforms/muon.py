@@ -63,7 +63,7 @@ def orthogonalize(
 ):
     r"""Replace every matrix by the nearest orthogonal one, nearly.
 
-    .. math:: X_0 = \frac{G}{\lVert G \rVert_F}, \qquad
+    .. math:: X_0 = \frac{G}{1.01\, \lVert G \rVert_F}, \qquad
               X_{k+1} = a_k X_k + b_k (X_k X_k^\top) X_k + c_k (X_k X_k^\top)^2 X_k, \qquad u = s\, X_n
 
     For :math:`G = U \Sigma V^\top` the limit is :math:`U V^\top`: the step of steepest descent in the spectral norm.
