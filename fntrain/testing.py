@@ -386,7 +386,8 @@ def check_task(
 
     The state keeps its types; `train_step` traces `loss_fn` once; micro-batches, and a tail padded with
     garbage, give the whole batch's gradient, loss and metrics; a batch of weight zero changes nothing.
-    Randomness in the loss is drawn anew for each micro-batch, so give a task without dropout.
+    Randomness in the loss is drawn anew for each micro-batch, so give a task without dropout. Products are in full
+    float32: elsewhere than on a CPU they are rounded, and batches of other sizes not alike.
 
     Args:
       task: the Task; its loss gives one value per example.
@@ -410,41 +411,50 @@ def check_task(
     rows = tree.leading_axis(batch)
     weight = jnp.ones(rows, jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
 
-    same = Task(counted, task.tx, **keywords)  # type: ignore[arg-type]
-    state = init_state(same, params)
-    before = jax.tree.map(jnp.copy, state)
-    for _ in range(3):
-        state, metrics = train_step(same, state, batch, weight)
-    _require(
-        traces == 1, "one run compiles train_step once", f"loss_fn was traced {traces} times in 3 equal steps"
-    )
-    difference = tree.aval_difference(before, state)
-    _require(difference is None, "the state keeps its types", str(difference))
+    with jax.default_matmul_precision("highest"):
+        same = Task(counted, task.tx, **keywords)  # type: ignore[arg-type]
+        state = init_state(same, params)
+        before = jax.tree.map(jnp.copy, state)
+        for _ in range(3):
+            state, metrics = train_step(same, state, batch, weight)
+        _require(
+            traces == 1,
+            "one run compiles train_step once",
+            f"loss_fn was traced {traces} times in 3 equal steps",
+        )
+        difference = tree.aval_difference(before, state)
+        _require(difference is None, "the state keeps its types", str(difference))
 
-    state = init_state(task, params)
-    loss, grads = compute_gradients(task, state, batch, weight)
-    expected = compute_metrics(task, eval_step(task, state, batch, weight))
-    for k in (2, 3):
-        cut = Task(task.loss_fn, task.tx, microbatches=k, **keywords)  # type: ignore[arg-type]
-        got = compute_gradients(cut, state, batch, weight)
-        _require(_close(got, (loss, grads), tolerance), "micro-batches add up to the batch", f"{k} of them")
-    padded = jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x), _garbage(jnp.asarray(x)[:2])]), batch)
-    longer = jnp.concatenate([weight, jnp.zeros(2, jnp.float32)])
-    got = compute_gradients(task, state, padded, longer)
-    _require(
-        _close(got, (loss, grads), tolerance), "rows of weight zero may hold anything", "loss and gradient"
-    )
-    values = compute_metrics(task, eval_step(task, state, padded, longer))
-    _require(_close(values, expected, tolerance), "rows of weight zero may hold anything", "metrics")
+        state = init_state(task, params)
+        loss, grads = compute_gradients(task, state, batch, weight)
+        expected = compute_metrics(task, eval_step(task, state, batch, weight))
+        for k in (2, 3):
+            cut = Task(task.loss_fn, task.tx, microbatches=k, **keywords)  # type: ignore[arg-type]
+            got = compute_gradients(cut, state, batch, weight)
+            _require(
+                _close(got, (loss, grads), tolerance), "micro-batches add up to the batch", f"{k} of them"
+            )
+        padded = jax.tree.map(
+            lambda x: jnp.concatenate([jnp.asarray(x), _garbage(jnp.asarray(x)[:2])]), batch
+        )
+        longer = jnp.concatenate([weight, jnp.zeros(2, jnp.float32)])
+        got = compute_gradients(task, state, padded, longer)
+        _require(
+            _close(got, (loss, grads), tolerance),
+            "rows of weight zero may hold anything",
+            "loss and gradient",
+        )
+        values = compute_metrics(task, eval_step(task, state, padded, longer))
+        _require(_close(values, expected, tolerance), "rows of weight zero may hold anything", "metrics")
 
-    kept = {"params": state.params, "opt_state": state.opt_state}
-    kept = jax.tree.map(np.array, kept)
-    exempt = {f"opt_state/{path}".rstrip("/") for path in _counting(state.opt_state)}
-    state, metrics = train_step(task, state, batch, jnp.zeros(rows, jnp.float32))
-    moved = _moved(kept, {"params": state.params, "opt_state": state.opt_state})
-    named = [path for path in moved if path not in exempt]
-    _require(not named, "a batch of weight zero changes nothing", tree.some(named))
-    _require(float(compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", "")
+        kept = {"params": state.params, "opt_state": state.opt_state}
+        kept = jax.tree.map(np.array, kept)
+        exempt = {f"opt_state/{path}".rstrip("/") for path in _counting(state.opt_state)}
+        state, metrics = train_step(task, state, batch, jnp.zeros(rows, jnp.float32))
+        moved = _moved(kept, {"params": state.params, "opt_state": state.opt_state})
+        named = [path for path in moved if path not in exempt]
+        _require(not named, "a batch of weight zero changes nothing", tree.some(named))
+        _require(float(compute_metrics(task, metrics)["loss"]) == 0, "a batch of weight zero has loss 0", "")
 
 
 def assert_resumable(
