@@ -12,6 +12,7 @@ from .._core import check
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree, ScheduleLike
 from .adapt import adapt
+from .branch import either
 from .folding import decay_at
 from .scheduled import counted_init, counted_update, scheduled
 from .types import (
@@ -261,7 +262,7 @@ class _Lookahead:
             slow = _drawn(slow, fast, alpha)
             return tree.cast_like(slow, fast), slow
 
-        params, slow = jax.lax.cond(sync, back, lambda *same: same, params, state.slow)
+        params, slow = either(sync, back, lambda *same: same, params, state.slow)
         return params, LookaheadState(count, slow, inner, rate), applied
 
     def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
@@ -288,7 +289,7 @@ class _Lookahead:
             slow = _drawn(slow, tree.add(params, new), alpha)
             return jax.tree.map(lambda s, p, u: like(s - like(p, s), u), slow, params, new), slow
 
-        new, slow = jax.lax.cond(sync, back, lambda *same: same, new, state.slow)
+        new, slow = either(sync, back, lambda *same: same, new, state.slow)
         return new, LookaheadState(count, slow, inner, rate)
 
 

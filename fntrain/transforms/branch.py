@@ -1,11 +1,81 @@
-"""Work that is done at some updates only, in a population too."""
+"""Work that is done at some updates only: on every kind of device, and in a population too."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from .. import tree
 from .._core.typing import PyTree
+from ..sharding import manual
+
+_FEW_LEAVES, _FEW_NUMBERS = 64, 2**24  # counted in as long as a host takes to be told whether to
+
+
+def either(
+    due: jax.Array, take: Callable[..., PyTree], leave: Callable[..., PyTree], *given: PyTree
+) -> PyTree:
+    """`take(*given)` where it is due, `leave(*given)` where not: an update, that is, and what stays as it was.
+
+    A branch works in place on a CPU and on a TPU, where a selection between both outcomes would keep the old and the
+    new alive at once. On a GPU it is the other way round: a branch copies all that it is given, three times the
+    parameters for AdamW, and waits until the host has been told the condition; a selection is fused into the loops
+    that write the result.
+
+    Args:
+      due: bool, shape ().
+      take: a function of `given`, which a GPU computes always.
+      leave: another, whose result has the same types.
+      *given: trees of arrays.
+    """
+    return either_noting(due, take, leave, lambda kept: kept, (), *given)[0]
+
+
+def either_noting(
+    due: jax.Array,
+    take: Callable[..., PyTree],
+    leave: Callable[..., PyTree],
+    note: Callable[[PyTree], PyTree],
+    kept: PyTree,
+    *given: PyTree,
+) -> tuple[PyTree, PyTree]:
+    """`either`, and what there is to know of calls that were not due: `(result, kept or note(kept))`.
+
+    The note reads much, and is hardly ever taken. So a GPU makes it in a branch of its own, before anything is written
+    over; or always, where it reads little, which is sooner done than the host is told.
+
+    Args:
+      due: as for `either`, as are `take`, `leave` and `given`.
+      take: likewise.
+      leave: likewise.
+      note: a function of `kept` whose result has the same types.
+      kept: what is known so far.
+      *given: likewise.
+    """
+    # Jitted, so that each is traced once for both forms.
+    forms = [jax.jit(f, inline=True) for f in (take, leave, note)]
+    selection = partial(_by_selection, *forms)
+    return jax.lax.platform_dependent(
+        due, kept, given, cuda=selection, rocm=selection, default=partial(_by_branch, *forms)
+    )
+
+
+def _by_branch(take: Any, leave: Any, note: Any, due: jax.Array, kept: PyTree, given: Any) -> PyTree:
+    found = jax.lax.cond(due, lambda *x: (take(*x), kept), lambda *x: (leave(*x), note(kept)), *given)
+    return manual.vary(found, manual.axes(due))
+
+
+def _by_selection(take: Any, leave: Any, note: Any, due: jax.Array, kept: PyTree, given: Any) -> PyTree:
+    if jax.tree.leaves(kept):
+        leaves = jax.tree.leaves(given)
+        if len(leaves) <= _FEW_LEAVES and sum(x.size for x in leaves) <= _FEW_NUMBERS:
+            kept = tree.where(due, kept, note(kept))
+        else:
+            kept = jax.lax.cond(due, lambda kept: kept, note, kept)
+        given, kept = jax.lax.optimization_barrier((given, kept))
+    return manual.vary((tree.where(due, take(*given), leave(*given)), kept), manual.axes(due))
 
 
 def branch(due: jax.Array, f: Callable[[PyTree], PyTree], kept: PyTree) -> PyTree:

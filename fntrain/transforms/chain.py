@@ -11,6 +11,7 @@ from .. import tree
 from .._core.errors import ConfigError
 from .._core.typing import Params
 from .adapt import adapt
+from .branch import either
 from .types import (
     Transform,
     check_stages,
@@ -128,7 +129,7 @@ class _Chain:
         if through is None:
             params, after, applied = last(params, inner)
         else:
-            params, after, applied = jax.lax.cond(through, last, none, params, inner)
+            params, after, applied = either(through, last, none, params, inner)
         return params, kept({**before, self.last_name: after}), applied
 
     def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
@@ -194,4 +195,4 @@ def _behind(
         del updates
         return tree.zeros_like(shapes), own, jnp.asarray(False)
 
-    return jax.lax.cond(through, go, leave, updates, own)
+    return either(through, go, leave, updates, own)

@@ -14,6 +14,7 @@ from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from . import notes
 from .adapt import adapt
+from .branch import either, either_noting
 from .types import Guard, Transform, increment, skipped, transform
 
 
@@ -211,22 +212,19 @@ class _Guarded:
         bad = notes.nothing(len(jax.tree.leaves(params)))
         return self.start()._replace(bad=bad, inner_state=self.tx.init(params))
 
-    # A cond, and not a selection between both outcomes: XLA would keep the old state and the new alive at once
-    # (two copies of the parameters on CPU, and three times the time); a cond's branches work in place.
-
     def update(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         updates, extra, _, good, changes = self._judged(updates, state, params, extra)
 
         def take(inner: Any) -> Any:
-            new, inner = self.tx.update(updates, inner, params, **extra)
-            return new, inner, state.bad
+            return self.tx.update(updates, inner, params, **extra)
 
         shapes = jax.eval_shape(take, state.inner_state)[0]
 
         def leave(inner: Any) -> Any:
-            return tree.zeros_like(shapes), inner, _noted(updates, state, params, extra)
+            return tree.zeros_like(shapes), inner
 
-        new, inner, bad = jax.lax.cond(good, take, leave, state.inner_state)
+        note = _noting(updates, state, params, extra)
+        (new, inner), bad = either_noting(good, take, leave, note, state.bad, state.inner_state)
         return new, _counted(state, good, good, bad, inner, changes)
 
     def apply(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Params, Any, jax.Array]:
@@ -236,14 +234,15 @@ class _Guarded:
 
         def take(params: Params, inner: Any) -> Any:
             if self.tx.owns_apply:
-                return *self.tx.apply(updates, inner, params, **extra), state.bad
+                return self.tx.apply(updates, inner, params, **extra)
             new, after = self.tx.update(updates, inner, params, **extra)
-            return tree.add(params, new), after, self.tx.passed(after), state.bad
+            return tree.add(params, new), after, self.tx.passed(after)
 
         def leave(params: Params, inner: Any) -> Any:
-            return params, inner, jnp.asarray(False), _noted(updates, state, params, extra)
+            return params, inner, jnp.asarray(False)
 
-        params, inner, applied, bad = jax.lax.cond(taken, take, leave, params, state.inner_state)
+        note, given = _noting(updates, state, params, extra), (params, state.inner_state)
+        (params, inner, applied), bad = either_noting(taken, take, leave, note, state.bad, *given)
         return params, _counted(state, good, taken, bad, inner, changes), applied
 
     def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
@@ -272,7 +271,7 @@ class _Guarded:
         sound = finite_step(updates, extra) if self.tx.looks else jnp.asarray(True)
         updates, extra = self.tx.look(updates, state.inner_state, params, **extra)
         if self.looks_ahead:
-            sound = jax.lax.cond(
+            sound = either(
                 sound & finite_step(updates, extra),
                 lambda: self._sound(updates, state.inner_state, params, extra),
                 lambda: jnp.asarray(False),
@@ -281,10 +280,15 @@ class _Guarded:
         return updates, extra, seen, good, changes
 
 
-def _noted(updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> jax.Array:
-    found = notes.note(extra.get("step"), extra.get("value"), updates, params)
-    # What began a run of skipped calls stays, and a spike of finite numbers is none of them.
-    return jnp.where((found[1] > 0) & (state.skipped == 0), found, state.bad)
+def _noting(updates: Any, state: Any, params: Any, extra: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
+    """What a guard knows of its first bad call, after a bad one."""
+
+    def note(bad: jax.Array) -> jax.Array:
+        found = notes.note(extra.get("step"), extra.get("value"), updates, params)
+        # What began a run of skipped calls stays, and a spike of finite numbers is none of them.
+        return jnp.where((found[1] > 0) & (state.skipped == 0), found, bad)
+
+    return note
 
 
 def _counted(state: Any, good: jax.Array, taken: jax.Array, bad: jax.Array, inner: Any, changes: Any) -> Any:
