@@ -8,8 +8,10 @@ repr is the call.
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -45,20 +47,10 @@ class Call:
 
     def shown(self) -> dict[str, str]:
         """The arguments that say something (not those at their defaults), each as text."""
-        out: dict[str, str] = {}
-        for name, value in self.arguments.items():
-            parameter = self.signature.parameters[name]
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                out.update({f"*{i}": show(v) for i, v in enumerate(value)})
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                out.update({k: show(v) for k, v in value.items()})
-            elif parameter.default is parameter.empty or frozen(value) != frozen(parameter.default):
-                out[name] = show(value)
-        return out
+        return _shown(self.signature, self.arguments)
 
     def __repr__(self) -> str:
-        inside = ", ".join(v if k.startswith("*") else f"{k}={v}" for k, v in self.shown().items())
-        return f"{self.name}({inside})"
+        return call_text(self.name, self.signature, self.arguments)
 
     def again(self, arguments: dict[str, Any]) -> Any:
         """What the same factory makes of other arguments."""
@@ -69,6 +61,25 @@ class Call:
         """What pickle needs to make the call again."""
         bound = inspect.BoundArguments(self.signature, self.arguments)  # type: ignore[arg-type]
         return _call_again, (self.factory, bound.args, bound.kwargs)
+
+
+def call_text(name: str, signature: inspect.Signature, arguments: Mapping[str, Any]) -> str:
+    """A call as one would write it, without the arguments at their defaults."""
+    shown = _shown(signature, arguments)
+    return f"{name}({', '.join(v if k.startswith('*') else f'{k}={v}' for k, v in shown.items())})"
+
+
+def _shown(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for name, value in arguments.items():
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            out.update({f"*{i}": show(v) for i, v in enumerate(value)})
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            out.update({k: show(v) for k, v in value.items()})
+        elif parameter.default is parameter.empty or frozen(value) != frozen(parameter.default):
+            out[name] = show(value)
+    return out
 
 
 def _call_again(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -257,4 +268,6 @@ def show(x: Any) -> str:
         return getattr(x, "__name__", type(x).__name__)
     if isinstance(x, type):
         return x.__name__
-    return repr(x)
+    if isinstance(x, PurePath):
+        return repr(str(x))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(x))

@@ -9,6 +9,7 @@ import numpy as np
 from .. import sharding, tree
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.made import Made
 from .._core.ranking import improves
 from ..run.context import LoopContext, Mode
 from ..run.monitor import Monitor
@@ -18,7 +19,7 @@ from ..transforms.plateau import StopOnPlateauState, stop_on_plateau
 from .by_member import of_each, picked
 
 
-class EarlyStopping:
+class EarlyStopping(Made):
     """Stop when a column has not improved for `patience` epochs in a row.
 
     The first epoch sets the best. An epoch improves if it is better than the best by more than `min_delta`;

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 
 from .._core.lenient import Lenient
+from .._core.made import Made
 from ..run.context import LoopContext
 from ..run.history import UNFINISHED
 from ..run.writers import CSVWriter, JSONLWriter, _Writer
 
 
-class _FileLogger:
+class _FileLogger(Made):
     """One row an epoch into a file; where that fails, a warning says so, and the run goes on."""
 
     adds_logs = False

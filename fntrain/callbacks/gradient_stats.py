@@ -10,6 +10,7 @@ import numpy as np
 from .. import tree
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.made import Made
 from .._core.typing import PyTree
 from ..run.context import Histogram, LoopContext
 from ..run.events import last_of
@@ -21,7 +22,7 @@ from ..step.task import Task
 BINS = 64
 
 
-class GradientStats:
+class GradientStats(Made):
     r"""Measure gradients and updates of each layer, at the end of epochs.
 
     What is measured is the step that the epoch's last batch would give from the parameters as they are then: a

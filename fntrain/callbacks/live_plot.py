@@ -9,6 +9,7 @@ import jax
 
 from .._core.errors import ConfigError
 from .._core.lenient import Lenient
+from .._core.made import Made
 from ..run.context import LoopContext
 from ..show.notebook import Output, in_notebook
 from ..show.plots.panels import bookkeeping, is_logarithmic
@@ -17,7 +18,7 @@ from ..show.text import better, is_number, reading_order
 from ..step.task import COLUMNS
 
 
-class LivePlot:
+class LivePlot(Made):
     """Draw a run's curves in the notebook's cell, in one output that is replaced: running means, epochs, validations.
 
     It is drawn where numbers are logged, every `log_every` steps, at validations and at epochs' ends, and nowhere else:

@@ -9,6 +9,7 @@ import numpy as np
 from .. import schedules
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.made import Made
 from ..run.context import LoopContext
 from ..transforms.hyperparams import set_multiplier
 from .by_member import picked
@@ -30,7 +31,7 @@ _NAMES = [
 ]
 
 
-class LearningRateScheduler:
+class LearningRateScheduler(Made):
     """Set the learning rate at the beginning of each epoch to a function of it.
 
     The compiled step stays as it is: what changes is a number in the optimizer's state. Meant for an optimizer

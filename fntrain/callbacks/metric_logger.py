@@ -6,13 +6,14 @@ from typing import Any
 import jax
 
 from .._core.errors import ConfigError
+from .._core.made import Made
 from ..run.context import LoopContext
 from ..run.history import History
 from ..show.text import is_end, reading_order, value_text
 from ..step.task import COLUMNS
 
 
-class MetricLogger:
+class MetricLogger(Made):
     """Record every metric of training and validation, one row an epoch; on request, say them too.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.lenient import say
+from .._core.made import Made
 from ..run.context import Sample
 from ..run.tracking import note, noted, numbers_of
 from ..show.report.png import png
@@ -27,7 +28,7 @@ _AT_ONCE = {"metrics": 1000, "params": 100}  # of what one request may hold
 _LONGEST = 6000  # of a parameter's text
 
 
-class MLflow:
+class MLflow(Made):
     """Send a run to MLflow: `fit(callbacks=[MLflow("sqlite:///mlflow.db")])`.
 
     The configuration becomes parameters, nested entries by dotted names, and as a whole the artifact `config.json`;

@@ -10,6 +10,7 @@ import numpy as np
 from .. import sharding, tree
 from .._core import check
 from .._core.errors import ConfigError, NonFiniteError
+from .._core.made import Made
 from ..run.context import LoopContext
 from ..step import members
 from ..step.provenance import bad_step
@@ -18,7 +19,7 @@ from ..transforms.types import Guard, nodes, skipped as skipped_last
 from .by_member import picked
 
 
-class NaNGuard:
+class NaNGuard(Made):
     """End a run whose steps are no longer finite, with everything saved, or go back to where they were.
 
     With a guard in the optimizer (`skip_nonfinite`, say) a step is bad if it was skipped; without one, if it leaves

@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 
 from .._core import check
+from .._core.made import Made
 from ..run.context import LoopContext
 
 
-class Profiler:
+class Profiler(Made):
     """Trace some steps with JAX's profiler, for TensorBoard's profile page, XProf or Perfetto.
 
     Steps are counted from where this process starts. Where `steps_per_call` is more than one, the trace begins

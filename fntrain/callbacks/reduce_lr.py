@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._core import check
+from .._core.made import Made
 from ..run.context import LoopContext, Mode
 from ..run.monitor import Monitor
 from ..sharding.processes import to_host
@@ -16,7 +17,7 @@ from .by_member import of_each, picked
 from .rate_nodes import nodes
 
 
-class ReduceLROnPlateau:
+class ReduceLROnPlateau(Made):
     r"""Multiply the learning rate by `factor` when a column has not improved for `patience` epochs in a row.
 
     Where validations fall inside epochs (`validation_every`), a column of theirs is looked at in each of them, and

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import jax
 
+from .._core.made import Made
 from ..run.context import LoopContext
 
 
-class ResourceMonitor:
+class ResourceMonitor(Made):
     """Add to each epoch's row what it took: time and memory.
 
     - `epoch_seconds`: from the epoch's beginning to its end, validation and, in the first, compiling included;

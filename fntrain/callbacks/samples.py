@@ -12,12 +12,13 @@ from .._core import check
 from .._core.errors import ConfigError, DataError
 from .._core.files import replacing, write_text
 from .._core.lenient import Lenient
+from .._core.made import Made
 from ..run.context import LoopContext, Sample
 from ..run.predict import predict
 from ..show.report.png import as_pixels, png
 
 
-class Samples:
+class Samples(Made):
     """Predict for the same few examples after epochs, and keep what a function of yours makes of it: text or images.
 
     `render` gets what `predict` returns and gives a text, an image (`[H, W]` or `[H, W, C]`, uint8 or floats from 0 to

@@ -12,13 +12,14 @@ import jax
 from .._core import check
 from .._core.errors import ConfigError
 from .._core.lenient import Lenient
+from .._core.made import Made
 from ..run.context import LoopContext
 from ..run.tracking import THROUGHPUT, configuration, since
 from ..show.text import is_end, is_number
 from ..step.task import COLUMNS
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(Made):
     """Write scalars for TensorBoard: each epoch's row, and running means of the epoch under `running/`.
 
     How fast the run is stands beside them, under `throughput/`.

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from .._core import check
 from .._core.errors import ConfigError
+from .._core.made import Made
 from ..run.context import Histogram, Sample
 from ..run.tracking import note, noted, numbers_of
 
 
-class WandB:
+class WandB(Made):
     """Send a run to Weights & Biases, or keep it on disk for `wandb sync`: `fit(callbacks=[WandB()])`.
 
     The configuration is the W&B run's; numbers become its history over the run's steps, `running/…` the running means

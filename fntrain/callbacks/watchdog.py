@@ -8,12 +8,13 @@ import time
 from typing import Any
 
 from .._core import check
+from .._core.made import Made
 from ..run.context import LoopContext
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: to whoever started the process, "try again"
 
 
-class Watchdog:
+class Watchdog(Made):
     """A callback that ends the process when no event of the loop has come for so many seconds.
 
     In a run of several processes, one whose peer hangs waits in a collective for ever, and no exception reaches

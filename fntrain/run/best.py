@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._core.errors import ConfigError
+from .._core.made import Made
 from .._core.ranking import Direction, best_of
 from ..checkpoint.checkpointer import Checkpointer
 from ..step import programs
@@ -63,7 +64,7 @@ class Kept:
             return Best(checkpointer.restore(like, step=self.step), dict(self.row))
 
 
-class KeepsBest:
+class KeepsBest(Made):
     """The base of callbacks that save whole states, and know which is the best."""
 
     def kept(self, history: History) -> Kept | None:

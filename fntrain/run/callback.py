@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .._core.made import Made
 from .context import LoopContext
 
 EVENTS = (
@@ -16,8 +17,10 @@ EVENTS = (
 """The events in their order; a callback is any object with some of these methods."""
 
 
-class Callback:
+class Callback(Made):
     """A callback to derive from: override the events that it is about; those that it leaves are not called.
+
+    It prints as the call that made it, and so keeps what it was called with.
 
     Any object with some of these methods does as well. What more a callback may have, none of it needed:
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._core.check import did_you_mean
 from .._core.errors import ConfigError
+from .._core.made import Made
 from .._core.typing import PyTree
 from ..protocols import Tracker
 from .callback import EVENTS as EVENTS, events_of
@@ -20,7 +21,7 @@ from .tracking import Tracking
 _KERAS = {"on_train_begin": "on_fit_begin", "on_train_end": "on_fit_end"}
 
 
-class CallbackList:
+class CallbackList(Made):
     """Several callbacks as one, called in order; lists nest.
 
     A callback whose state has to survive a resume has two more methods, `state() -> dict` of numbers, text and

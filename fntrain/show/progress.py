@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._core.lenient import Lenient
+from .._core.made import Made
 from .notebook import MOST_ROWS, Cell, Output, page
 from .streams import LogsAbove
 
@@ -84,7 +85,7 @@ def _harmless(event: Callable[["ProgressBar", Any], None]) -> Callable[["Progres
     return shown
 
 
-class ProgressBar:
+class ProgressBar(Made):
     """Show how a run is doing: where it is, how fast it is, what it will come to.
 
     On a terminal a bar is drawn below one aligned line an epoch, and at the end gives way to a table with the

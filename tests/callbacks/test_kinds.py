@@ -75,6 +75,53 @@ def test_a_shipped_callback_has_events_as_the_base_has_them(kind):
         inspect.signature(getattr(kind, event)).bind(None, None)
 
 
+CALLS = {
+    "CSVLogger": "CSVLogger(path='log.csv')",
+    "EarlyStopping": "EarlyStopping(monitor='loss', patience=3, mode='min', min_delta=0.1, restore_best=True, "
+    "start_from_epoch=2, baseline=0.5)",
+    "GradientStats": "GradientStats(every=2, histograms=True)",
+    "JSONLogger": "JSONLogger(path='log.jsonl')",
+    "LearningRateScheduler": "LearningRateScheduler(scheduler='linear', start=0.1, end=0.0, steps=3)",
+    "LivePlot": "LivePlot(metrics=['loss'], show=print)",
+    "MLflow": "MLflow(uri='http://localhost:5000', experiment='a', name='b', tags={'c': 'd'}, checkpoints=True)",
+    "MetricLogger": "MetricLogger(write=print)",
+    "ModelCheckpoint": "ModelCheckpoint(monitor='loss', mode='min', save_best_only=True, every=2, save_dir='best')",
+    "NaNGuard": "NaNGuard(patience=2, action='raise')",
+    "Profiler": "Profiler(directory='trace', start=3, steps=2)",
+    "ProgressBar": "ProgressBar(clock=print)",
+    "ReduceLROnPlateau": "ReduceLROnPlateau(monitor='loss', factor=0.5, patience=2, mode='max', min_delta=0.1, "
+    "cooldown=1, min_lr=0.01)",
+    "ResourceMonitor": "ResourceMonitor()",
+    "Samples": "Samples(data=[1.0], render=print, every=2, outputs='logits', batch_size=4, directory='samples')",
+    "TensorBoardLogger": "TensorBoardLogger(directory='events')",
+    "WandB": "WandB(directory='wandb', project='a', name='b', mode='online', tags=['c'], checkpoints=True)",
+    "Watchdog": "Watchdog(seconds=5)",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of what other libraries do when they are imported
+@pytest.mark.parametrize("name", sorted(kind.__name__ for kind in {*SHIPPED}))
+def test_a_shipped_callback_prints_as_the_call_that_made_it(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert repr(eval(CALLS[name], vars(callbacks) | {"print": print})) == CALLS[name]
+
+
+def test_a_callback_of_the_users_prints_as_its_call_too():
+    class StopAt(callbacks.Callback):
+        def __init__(self, loss, every=1):
+            self.threshold = loss
+
+        def on_epoch_end(self, ctx):
+            pass
+
+    class Patient(callbacks.EarlyStopping):
+        pass
+
+    listed = callbacks.CallbackList([StopAt(0.1, every=2), Patient("loss", patience=3)])
+    assert repr(list(listed)) == "[StopAt(loss=0.1, every=2), Patient(monitor='loss', patience=3)]"
+    assert " at 0x" not in repr(listed)
+
+
 def registry(kind):
     """The rows of a kind's laws: everything of it that is shipped."""
     path = Path(__file__).parents[1] / "laws" / f"test_{kind}.py"
