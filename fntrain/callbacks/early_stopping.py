@@ -14,6 +14,7 @@ from .._core.ranking import improves
 from ..run.context import LoopContext, Mode
 from ..run.monitor import Monitor
 from ..run.rescue import finite_params
+from ..show.text import best_text
 from ..step import programs
 from ..transforms.plateau import StopOnPlateauState, stop_on_plateau
 from .by_member import of_each, picked
@@ -198,7 +199,7 @@ class EarlyStopping(Made):
         if self.best_epoch is not None:
             epoch, step = np.ravel(self.best_epoch)[first], np.ravel(self.best_step)[first]
             where = f"step {step}" if self._inside else f"epoch {epoch}"
-            reason += f": the best is {best[first]:.6g}, of {where}"
+            reason += f": {best_text(best[first], where)}"
         ctx.stop(reason)
 
     def regroup(self, parents: np.ndarray) -> None:

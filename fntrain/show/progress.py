@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 from .text import (
     best_index,
+    best_text,
     duration_text,
     is_end,
     is_number,
@@ -224,8 +225,9 @@ class ProgressBar(Made):
             f"{_count(steps, 'step')} in {spent_text(now - self._began)}{_compiling(ctx)}",
         ]
         said += self._rates(ctx, self._since, now)
-        if getattr(ctx, "stop_reason", None):
-            said.append(f"stopped: {ctx.stop_reason}")
+        reason = getattr(ctx, "stop_reason", None) or ""
+        if reason:
+            said.append(f"stopped: {reason}")
         end = "diverged" if getattr(ctx, "diverged", False) else "done"
         if on_terminal:
             if self._columns:
@@ -240,7 +242,8 @@ class ProgressBar(Made):
             values = self._columns.get(name, [])
             i = best_index(name, values, self._known)
             if i is not None:
-                said.append(f"best {name} {number_text(values[i])} at epoch {self._epochs[i]}")
+                if best_text(values[i], f"epoch {self._epochs[i]}") not in reason:
+                    said.append(f"best {name} {number_text(values[i])} at epoch {self._epochs[i]}")
                 break
         self._plain(f"{end}: " + ", ".join(said))
 

@@ -68,6 +68,16 @@ def best_index(name: str, values: list[Any], known: "Known" = None) -> int | Non
     return None if direction is None else best_of(dict(enumerate(values)), direction)  # type: ignore[arg-type]
 
 
+def best_text(value: float, where: str) -> str:
+    """Write which value of a column was the best, and where: the words by which a display knows that it is said.
+
+    Examples:
+      >>> best_text(0.125, "epoch 3")
+      'the best is 0.125, of epoch 3'
+    """
+    return f"the best is {value:.6g}, of {where}"
+
+
 def is_number(x: Any) -> bool:
     """Tell a real number on the host from an array, a table or None."""
     if isinstance(x, np.generic | np.ndarray) and not isinstance(

@@ -235,6 +235,23 @@ def test_a_run_whose_losses_are_finite_has_not_diverged(tmp_path, capsys):
     assert "\ndiverged: " in capsys.readouterr().out
 
 
+def test_the_last_line_says_the_best_once(capsys):
+    def last_line(monitor):
+        diverging = ft.Task(loss_fn, ft.optimizers.sgd(1.0))
+        early = [ft.callbacks.EarlyStopping(monitor, patience=2)]
+        result = fit(early, diverging, epochs=9, validation_data=(X[:8], Y[:8]), progress=True)
+        best = int(np.argmin(result.history["val_loss"]))
+        said = f"the best is {result.history['val_loss'][best]:.6g}, of epoch {best + 1}"
+        return capsys.readouterr().out.splitlines()[-1], said
+
+    line, said = last_line("val_loss")
+    assert line.endswith(f"stopped: val_loss has not improved for 2 epochs: {said}")
+    assert line.count("best") == 1
+    line, _ = last_line("loss")  # of which the reason says nothing about the validation
+    assert "stopped: loss has not improved for 2 epochs: the best is" in line
+    assert ", best val_loss" in line
+
+
 # Early stopping as Keras's.
 
 
