@@ -1,9 +1,10 @@
 """Numbers, durations and columns as people read them."""
 
+import itertools
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -109,6 +110,36 @@ def number_text(x: Any) -> str:
         return f"{x:.0f}"
     mantissa, exponent = f"{x:.3e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """Write the numbers beside an axis: where they are evenly spaced, in one unit, with one number of decimals.
+
+    Examples:
+      >>> tick_texts([0, 0.5, 1.0]), tick_texts([0.75, 1.0, 1.25]), tick_texts([0.1, 1, 10])
+      (['0.0', '0.5', '1.0'], ['0.75', '1.00', '1.25'], ['0.1', '1', '10'])
+      >>> tick_texts([0, 5000, 10000]), tick_texts([5e-5, 1e-4])
+      (['0', '5k', '10k'], ['0.5e−4', '1.0e−4'])
+    """
+    values = [float(v) for v in values]
+    spaces = [b - a for a, b in itertools.pairwise(values)]
+    if spaces and max(spaces) - min(spaces) > 1e-6 * max(map(abs, spaces)):
+        return [text for value in values for text in tick_texts([value])]
+    top = max(map(abs, values), default=0.0)
+    if 0 < top < 1e-3:
+        exponent = math.floor(math.log10(top))
+        unit, behind = 10.0**exponent, f"e{exponent}"
+    else:
+        unit, behind = next(
+            (u for u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if top >= max(u[0], 1e4)), (1.0, "")
+        )
+    least = 1e-6 * (min(map(abs, spaces)) if spaces else top) / unit
+    of_it = [v / unit for v in values]
+    decimals = next((d for d in range(15) if all(abs(v - round(v, d)) <= least for v in of_it)), 15)
+    texts = [
+        f"{round(v, decimals) + 0.0:.{decimals}f}{behind if abs(v) > least else ''}" for v in of_it
+    ]  # no -0
+    return [text.replace("-", "−") for text in texts]
 
 
 def is_confusion(value: Any) -> bool:

@@ -12,7 +12,7 @@ from .panels import SLIM, columns_of, interval, is_logarithmic, panels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from .style import QUIET, TRAIN, VALIDATION, new_figure, saved, styled
+from .style import QUIET, TRAIN, VALIDATION, new_figure, saved, styled, ticks
 
 
 def learning_curves(
@@ -91,7 +91,7 @@ def _panel(
     axes: "Axes", epochs: np.ndarray, columns: Mapping[str, np.ndarray], name: str, known: Known
 ) -> list[Any]:
     """Draw one panel and return the labels at the curves' ends."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     series = [("train", TRAIN, name), ("validation", VALIDATION, "val_" + name)]
     if name in SLIM:
@@ -112,7 +112,7 @@ def _panel(
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3 if name in SLIM else 6))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(ticks())
 
     labels = []
     for label, color, column in series:

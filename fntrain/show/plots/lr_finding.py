@@ -10,7 +10,7 @@ from ..text import number_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from .ranking import pair
-from .style import TRAIN, VALIDATION, new_figure, saved, styled
+from .style import TRAIN, VALIDATION, new_figure, saved, styled, ticks
 
 
 def lr_finding(
@@ -45,15 +45,13 @@ def lr_finding(
     x, y = pair("learning_rates", learning_rates, "losses", losses)
     shown = np.where(np.isfinite(y), y, np.nan)
     with styled():
-        from matplotlib.ticker import StrMethodFormatter
-
         figure = new_figure(8, 3.8)
         axes = figure.add_subplot(xlabel="learning rate", ylabel="loss", xscale="log")
         finite = shown[np.isfinite(shown)]
         if finite.size and (finite > 0).all() and finite.max() / finite.min() > 40:
             axes.set_yscale("log")
         else:
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_major_formatter(ticks())
         axes.plot(x, shown, color=TRAIN)
         if each is not None:
             ends = np.quantile(np.where(np.isnan(each), np.inf, each), (0.1, 0.9), axis=0, method="nearest")

@@ -11,7 +11,7 @@ from ..._core import check
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from .style import QUIET, TRAIN, new_figure, saved, styled
+from .style import QUIET, TRAIN, new_figure, saved, styled, ticks
 
 
 def schedule(
@@ -48,7 +48,7 @@ def schedule(
             axes.axvline(mark, color=QUIET, linewidth=0.9, linestyle=(0, (1, 3)))
         axes.plot(at, _values(schedule, at), color=TRAIN, clip_on=False)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_major_formatter(ticks())
         name = getattr(schedule, "__name__", None) if "<function" in repr(schedule) else repr(schedule)
         axes.set_title("\n".join(textwrap.wrap(name or "schedule", 90)), fontsize=10.5)
         return saved(figure, path)

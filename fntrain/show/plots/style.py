@@ -5,9 +5,10 @@ import functools
 import io
 from collections.abc import Iterator
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..._core.errors import ConfigError
+from ..text import tick_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,6 +67,27 @@ def styled() -> Iterator[None]:
         ) from error
     with matplotlib.style.context(["default", _STYLE]):
         yield
+
+
+def ticks() -> Any:
+    """What writes an axis's numbers as `tick_texts` does: a formatter of Matplotlib's."""
+    from matplotlib.ticker import Formatter
+
+    class Ticks(Formatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return tick_texts([x])[0]
+
+        def format_ticks(self, values: Any) -> list[str]:
+            # Matplotlib has some beyond what is in view, which it does not draw.
+            low, high = sorted(self.axis.get_view_interval())  # type: ignore[union-attr]
+            seen = [v for v in values if low - (high - low) * 1e-9 <= v <= high + (high - low) * 1e-9]
+            texts = dict(zip(seen, tick_texts(seen)))
+            return [texts.get(v, "") for v in values]
+
+        def __reduce__(self) -> Any:  # for a pickle, as its class has no place of its own
+            return ticks, (), vars(self)
+
+    return Ticks()
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -1,5 +1,6 @@
 """Learning curves as text: what a terminal shows where there is no Matplotlib, or no display."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -98,9 +99,8 @@ def _panel(
     together = np.concatenate([columns[column] for _, _, column in series])
     low, high = float(np.nanmin(together)), float(np.nanmax(together))
     scale = _Scale(low, high, is_logarithmic(name, low, high))
-    ticks = {row: number_text(scale.at(1 - row / (height - 1))) for row in (0, height // 2, height - 1)}
-    if low == high:
-        ticks = {height // 2: number_text(low)}
+    at = {row: scale.at(1 - row / (height - 1)) for row in (0, height // 2, height - 1)}
+    ticks = _ticks({height // 2: low} if low == high else at, scale.logarithmic)
     margin = max(map(len, ticks.values()))
     across = width - margin - 2
     places = _places(epochs)
@@ -123,6 +123,16 @@ def _panel(
         for label, mark, column in series
     ]
     return "\n".join(row.rstrip() for row in (head, *rows, indent + foot, indent + "   ".join(ends)))
+
+
+def _ticks(at: Mapping[int, float], logarithmic: bool) -> dict[int, str]:
+    """The numbers beside the rows: over even spaces all with as many decimals as make four digits of the largest."""
+    texts = {row: number_text(value) for row, value in at.items()}
+    plain = not any("e" in text for text in texts.values()) and any("." in text for text in texts.values())
+    if logarithmic or len(at) == 1 or not plain:
+        return texts
+    decimals = max(0, 3 - math.floor(math.log10(max(map(abs, at.values())))))
+    return {row: f"{value:.{decimals}f}" for row, value in at.items()}
 
 
 def _last(name: str, columns: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
-from ..text import number_text
+from ..text import number_text, tick_texts
 from .files import text_of
 from .scale import Scale, around
 from .tables import table
@@ -127,22 +127,16 @@ def is_finite(value: float | None) -> bool:
 
 
 def _axes(xs: Scale, ys: Scale, x_label: str) -> Iterator[str]:
-    for value in ys.ticks(6):
+    rows = ys.ticks(6)
+    for value, text in zip(rows, tick_texts(rows)):
         y = ys(value)
         yield f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-        yield f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
-    for value in xs.ticks(6):
-        if value == int(value):
-            x, y = xs(value), HEIGHT - BOTTOM + 16
-            yield f'<text class="tick" x="{x:.1f}" y="{y}" text-anchor="middle">{_tick(value)}</text>'
+        yield f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+    columns = [value for value in xs.ticks(6) if value == int(value)]
+    for value, text in zip(columns, tick_texts(columns)):
+        x, y = xs(value), HEIGHT - BOTTOM + 16
+        yield f'<text class="tick" x="{x:.1f}" y="{y}" text-anchor="middle">{text}</text>'
     yield f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{html.escape(x_label)}</text>'
-
-
-def _tick(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
-    return f"{value:.6g}".replace("e-0", "e-").replace("-", "−")
 
 
 def _drawn(s: Series, xs: Scale, ys: Scale) -> Iterator[str]:
