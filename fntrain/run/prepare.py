@@ -217,7 +217,7 @@ def directory(task: Task, feeds: Feeds, options: Options) -> AbstractContextMana
         best=None if keep.best is None else dict(column=keep.best[0], mode=keep.best[1]),
     )
     if isinstance(source, Arrays):
-        config["cut"] = [list(stage) for stage in source.loader.cut.stages]
+        config.update(examples=source.loader.rows, cut=[list(stage) for stage in source.loader.cut.stages])
     more = in_words(task), options.override, keep
     return RunDirectory(options.run_dir, identity, config, options.resume, *more)
 

@@ -20,6 +20,7 @@ OF_THE_PROCESS = (
     "processes",
     "jax",
     "cut",
+    "examples",
     "better",
     "prefixes",
 )

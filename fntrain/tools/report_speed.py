@@ -34,21 +34,40 @@ def speed(each: Sequence[tuple[str, RunRecord]]) -> str:
 
 def _throughput(record: RunRecord) -> list[str] | None:
     """Of a ResourceMonitor's columns, validation included; else of the parts of the run, compiling aside."""
-    size = record.config.get("identity", {}).get("batch_size")
-    times = [x for x in record.columns.get("step_time_ms", ()) if is_number(x) and x > 0]
-    seconds, source = None, ""
-    if times:
-        seconds, source = float(np.median(times)) / 1e3, "the median of its epochs"
-    else:
-        parts = [p for p in record.config.get("parts") or () if isinstance(p, dict) and p.get("seconds")]
-        steps = sum(p.get("to", 0) - p.get("from", 0) for p in parts)
-        total = sum(x for p in parts for phase, x in p["seconds"].items() if phase in ("step", "data"))
-        if steps > 0 and total > 0:
-            seconds, source = total / steps, "steps and the wait for their data, without compiling"
-    if seconds is None or size is None:
+    measured, source = _of_epochs(record), "the median of its epochs"
+    if not measured:
+        measured, source = _of_parts(record), "steps and the wait for their data, without compiling"
+    if not measured:
         return None
-    examples = f"{size / seconds:,.0f}" if is_number(size) else ""  # one that grows has no one rate
-    return [f"{number_text(1e3 * seconds)} ms", examples, source]
+    seconds, rate = np.median(measured, axis=0)
+    return [f"{number_text(1e3 * seconds)} ms", f"{rate:,.0f}" if rate > 0 else "", source]
+
+
+Measured = list[tuple[float, float]]
+"""Seconds a step, and examples a second: NaN where nobody knows how many there were."""
+
+
+def _of_epochs(record: RunRecord) -> Measured:
+    found: Measured = []
+    before = record.begun
+    for row in record.rows:
+        step: Any = row.get("step")
+        each: Any = row.get("step_time_ms")
+        if is_number(step) and is_number(each) and step > before and each > 0:
+            examples = record.examples(before, step) / (step - before)
+            found.append((each / 1e3, 1e3 * examples / each))
+            before = step
+    return found
+
+
+def _of_parts(record: RunRecord) -> Measured:
+    parts = [p for p in record.config.get("parts") or () if isinstance(p, dict) and p.get("seconds")]
+    spans = [(p.get("from", 0), p.get("to", 0)) for p in parts]
+    steps = sum(last - first for first, last in spans)
+    total = sum(x for p in parts for phase, x in p["seconds"].items() if phase in ("step", "data"))
+    if steps <= 0 or total <= 0:
+        return []
+    return [(total / steps, sum(record.examples(*span) for span in spans) / total)]
 
 
 def _time(name: str, parts: Sequence[dict[str, Any]]) -> str:

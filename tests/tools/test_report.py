@@ -136,6 +136,57 @@ def test_where_the_time_went_is_summed_over_the_parts(tmp_path):
     assert re.search(r"<td>killed</td><td>4</td>", page)
 
 
+def rates_of(page):
+    """The column of examples a second, as numbers."""
+    rows = re.findall(r"<td>[^<]* ms</td><td>([\d,]*)</td><td>(?:the median|steps)", page)
+    return [int(row.replace(",", "")) if row else None for row in rows]
+
+
+GROWING = {"cut": [[0, 0, 8], [2, 0, 16]], "examples": 80}  # ten steps an epoch, and then five
+
+
+def test_examples_a_second_of_batches_that_grow(tmp_path):
+    part = {"from": 0, "to": 30, "seconds": {"step": 4.0, "data": 1.0}}
+    rows = [{"epoch": i, "step": s, "loss": 1.0} for i, s in enumerate((10, 20, 25, 30), 1)]
+    of_parts = write_run(tmp_path / "one", rows, {"0": 8, "2": 16}, parts=[part], **GROWING)
+    assert rates_of(ft.tools.report([of_parts])) == [4 * 80 / 5]
+    # What was run twice was measured twice: steps 20 to 25, of five times 16 rows.
+    again = [{**part, "to": 25}, {"from": 20, "to": 30, "seconds": {"step": 5.0}}]
+    twice = write_run(tmp_path / "two", rows, {"0": 8, "2": 16}, parts=again, **GROWING)
+    assert rates_of(ft.tools.report([twice])) == [5 * 80 / 10]
+    # By epoch: 8 rows in 2 ms, 8 in 1 ms, 16 in 4 ms, 16 in 16 ms.
+    times = [{**row, "step_time_ms": ms} for row, ms in zip(rows, (2.0, 1.0, 4.0, 16.0))]
+    of_epochs = write_run(tmp_path / "three", times, {"0": 8, "2": 16}, **GROWING)
+    assert rates_of(ft.tools.report([of_epochs])) == [4000]
+    # A state that had 100 steps behind it, and a run that did not say how many examples there are.
+    late = {**part, "from": 100, "to": 130}
+    rows = [{**row, "step": row["step"] + 100} for row in rows]
+    later = write_run(tmp_path / "four", rows, {"0": 8, "2": 16}, parts=[late], **GROWING)
+    assert rates_of(ft.tools.report([later])) == [4 * 80 / 5]
+    times = [{**row, "step": row["step"] + 100} for row in times]
+    timed = write_run(tmp_path / "timed", times, {"0": 8, "2": 16}, parts=[late], **GROWING)
+    assert rates_of(ft.tools.report([timed])) == [4000]
+    before = write_run(tmp_path / "five", rows, {"0": 8, "2": 16}, parts=[late], cut=GROWING["cut"])
+    assert rates_of(ft.tools.report([before])) == [None]
+
+
+def test_a_run_whose_batch_grows_says_what_it_takes(tmp_path):
+    x = np.linspace(-1, 1, 48, dtype=np.float32)
+    task = ft.Task(
+        lambda params, batch, ctx: ft.losses.mse(batch * params["w"], batch), ft.optimizers.sgd(0.1)
+    )
+    state = ft.init_state(task, {"w": np.float32(0)})
+    place, sizes = tmp_path / "run", {0: 4, 1.5: 8}
+    ft.fit(task, state, x, epochs=3, batch_size=sizes, run_dir=place, progress=False)
+    (part,) = json.loads((place / "config.json").read_text())["parts"]
+    taken = part["seconds"]["step"] + part["seconds"]["data"]
+    (rate,) = rates_of(ft.tools.report([place]))
+    assert rate == pytest.approx(3 * 48 / taken, abs=1)
+    same = ft.fit(task, state, x, epochs=3, batch_size=sizes, run_dir=tmp_path / "again", progress=False)
+    assert ft.tools.compare([place, tmp_path / "again"]).differences == []
+    assert same.history.epochs == 3
+
+
 def test_the_page_says_what_a_diagnosis_finds(tmp_path):
     rows = [{"epoch": i, "step": 8 * i, "loss": 1.0 / i, "val_loss": 0.5 + (i - 2) ** 2} for i in range(1, 5)]
     page = ft.tools.report([write_run(tmp_path / "one", rows)])
