@@ -1,5 +1,6 @@
 """A population's state: many runs as one, with a leading member axis on every array."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .. import tree
 from .._core import check
+from .._core.check import is_function
 from .._core.errors import ConfigError, DataError
 from .._core.typing import ArrayLike, Batch, Params, PyTree
 from ..sharding.place import mesh_of
@@ -78,14 +80,26 @@ def init(
     keys = jnp.broadcast_to(keys, (size,)) if len(seeds_of) == 1 else keys
     values = {name: jnp.asarray(np.broadcast_to(x, (size,))) for name, x in numbers.items()}
 
+    jit = jax.jit if mesh is None else functools.partial(jax.jit, out_shardings=_split(mesh, size))
+    if not is_function(init_params):
+        first = init_state(task, init_params, model_state=model_state)
+        return jit(_spread)(first, keys, values)
+
     def make(key: jax.Array, values: dict[str, jax.Array]) -> TrainState:
         state = init_state(task, init_params, key=key, model_state=model_state)
-        return set_hyperparams(state, **values) if values else state
+        return _with_values(state, values)
 
-    built = jax.vmap(make)
-    if mesh is None:
-        return jax.jit(built)(keys, values)
-    return jax.jit(built, out_shardings=_split(mesh, size))(keys, values)
+    # Traced anew each time: a notebook may have changed a global that the function reads.
+    return jit(jax.vmap(make))(keys, values)
+
+
+def _spread(first: TrainState, keys: jax.Array, values: dict[str, jax.Array]) -> TrainState:
+    """Members that start alike, but for their keys and hyperparameters."""
+    return jax.vmap(lambda key, values: _with_values(first.replace(key=key), values))(keys, values)
+
+
+def _with_values(state: TrainState, values: dict[str, jax.Array]) -> TrainState:
+    return set_hyperparams(state, **values) if values else state
 
 
 def _numbers(seeds: Any, hyperparams: Any) -> dict[str, Any]:

@@ -114,6 +114,33 @@ def test_250_members_are_one_compilation():
     assert len(counted) == traces <= 3  # one program, whatever the numbers in it
 
 
+@pytest.mark.parametrize("members", [None, 4])
+def test_a_second_population_of_the_same_form_compiles_nothing(caplog, members):
+    mesh = None if members is None else ft.sharding.mesh(members=members, data=-1)
+
+    def made(seeds, rates, start):
+        params = {"w": np.full(3, start, np.float32), "b": np.float32(0)}
+        task = ft.Task(loss_fn, TX, metrics={"prediction": ft.metrics.mean("predictions")})  # an equal one
+        more = dict(hyperparams={"learning_rate": rates}, mesh=mesh)
+        return population.init(task, params, seeds=seeds, **more), ft.init_state(task, params, key=seeds[3])
+
+    made(SEEDS, RATES, 0)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        states, alone = made([5, 6, 7, 9], [0.4, 0.3, 0.2, 0.1], 2)
+    assert [line for line in caplog.messages if "ompil" in line] == []
+    assert_same_bits(population.member(states, 3), ft.set_hyperparams(alone, learning_rate=0.1))
+    assert states.params["w"].tolist() == [[2.0] * 3] * 4
+
+    width = 3
+
+    def init_params(key):
+        return {"w": jnp.ones(width), "b": jnp.zeros(())}
+
+    assert population.init(TASK, init_params, seeds=SEEDS).params["w"].shape == (4, 3)
+    width = 5  # as a notebook cell does
+    assert population.init(TASK, init_params, seeds=SEEDS).params["w"].shape == (4, 5)
+
+
 def test_each_member_may_have_its_own_batch_and_weight():
     rows = np.array([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [3, 2, 1, 0]])
     weight = np.array([[1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 2]], np.float32)
