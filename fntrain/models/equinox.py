@@ -14,7 +14,7 @@ from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState, Variables
 from ..step.task import Context
-from .model import Model, at, copied, flags, nested, warn_of_padding
+from .model import Model, at, flags, nested, numbers, warn_of_padding
 
 
 class Equinox(Model):
@@ -98,7 +98,7 @@ class Equinox(Model):
     def module(self, state: TrainState | Variables) -> Any:
         import equinox as eqx
 
-        params, kept = copied((state.params, state.model_state))
+        params, kept = numbers(state)
         module = eqx.nn.inference_mode(self._filled(params))
         return (module, self._state(kept)) if self._stateful else module
 

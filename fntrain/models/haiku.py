@@ -11,7 +11,7 @@ from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState, Variables
 from ..step.task import Context
-from .model import Model, copied, flags, in_evaluation, warn_of_padding, warn_of_training
+from .model import Model, flags, in_evaluation, numbers, warn_of_padding, warn_of_training
 
 
 class Haiku(Model):
@@ -65,7 +65,7 @@ class Haiku(Model):
             )
 
     def module(self, state: TrainState | Variables) -> Any:
-        params, kept = copied((state.params, state.model_state))
+        params, kept = numbers(state)
         ctx = in_evaluation(kept)
         return lambda *inputs: self.apply(params, *inputs, ctx=ctx)[0]
 

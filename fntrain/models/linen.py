@@ -12,7 +12,7 @@ from .._core.fingerprint import fingerprint
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState, Variables
 from ..step.task import Context
-from .model import Model, copied, flags, rows_to_count, warn_of_training
+from .model import Model, flags, numbers, rows_to_count, warn_of_training
 
 _SHOWN = ("intermediates", "perturbations")
 """Collections that a module shows and does not keep."""
@@ -83,7 +83,7 @@ class Linen(Model):
         return out, {name: after.get(name, kept) for name, kept in ctx.model_state.items()}
 
     def module(self, state: TrainState | Variables) -> Any:
-        params, kept = copied((state.params, state.model_state))
+        params, kept = numbers(state)
         return self._module.bind({"params": params, **(kept or {})})
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .._core.errors import ConfigError
 from .._core.typing import Params, PyTree
 from .._core.value import Value
-from ..step.state import TrainState, Variables
+from ..step.state import TrainState, Variables, check_state
 from ..step.task import Context
 
 
@@ -122,6 +122,13 @@ def at(tree: Any, path: tuple[Any, ...], what: str) -> Any:
     return node
 
 
-def copied(tree: PyTree) -> PyTree:
-    """Arrays of their own: what a user holds is not what the next step consumes."""
-    return jax.tree.map(jnp.copy, tree)
+def numbers(state: TrainState | Variables) -> Variables:
+    """Parameters and model state as arrays of their own: what a user holds is not what the next step consumes."""
+    if not isinstance(state, TrainState | Variables):
+        raise ConfigError(
+            f"`state` must be a TrainState or Variables, got {type(state).__name__}; give what `fit` or `train_step` "
+            f"has returned or, of parameters, `model.module(fntrain.models.Variables(params, model_state))`"
+        )
+    if isinstance(state, TrainState):
+        check_state(state, "module")
+    return jax.tree.map(jnp.copy, Variables(state.params, state.model_state))

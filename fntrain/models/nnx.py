@@ -12,7 +12,7 @@ from .._core.fingerprint import fingerprint
 from .._core.typing import Params, PyTree
 from ..step.state import TrainState, Variables
 from ..step.task import Context, fold_in_name
-from .model import Model, at, copied, flags, nested, rows_to_count, warn_of_training
+from .model import Model, at, flags, nested, numbers, rows_to_count, warn_of_training
 
 
 class NNX(Model):
@@ -75,8 +75,8 @@ class NNX(Model):
         return out, self._after(model, ctx)
 
     def module(self, state: TrainState | Variables) -> Any:
+        params, rest = numbers(state)
         key = getattr(state, "key", jax.random.key(0))
-        params, rest = copied((state.params, state.model_state))
         model = self._merged(params, rest, functools.partial(fold_in_name, key))
         model.eval()
         return model

@@ -11,7 +11,7 @@ from .._core.typing import Params
 from .._core.value import factory
 from ..step.state import TrainState, Variables
 from ..step.task import Context
-from .model import Model, copied, in_evaluation
+from .model import Model, in_evaluation, numbers
 
 
 class Plain(Model):
@@ -37,7 +37,7 @@ class Plain(Model):
         return outputs, model_state if ctx.train else ctx.model_state
 
     def module(self, state: TrainState | Variables) -> Callable[..., Any]:
-        variables = copied(Variables(state.params, state.model_state))
+        variables = numbers(state)
         ctx = in_evaluation(variables.model_state)
         return lambda *inputs: self.apply(variables.params, *inputs, ctx=ctx)[0]
 

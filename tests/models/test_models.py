@@ -169,6 +169,22 @@ def test_the_module_comes_back_with_copies_of_the_trained_numbers():
 
 
 @pytest.mark.parametrize("name", MAKE)
+def test_a_module_comes_back_of_a_state_and_of_nothing_else(name):
+    model = MAKE[name]()
+    task = task_of(model)
+    state = ft.init_state(task, model.init)
+    assert model.module(ft.models.Variables(state.params, state.model_state)) is not None
+    for other in (state.params, (state.params, state.model_state), None):
+        with pytest.raises(
+            ft.ConfigError, match=r"`state` must be a TrainState or Variables, got .*`model\.module\("
+        ):
+            model.module(other)
+    ft.train_step(task, state, (X, Y))
+    with pytest.raises(ft.ConfigError, match="consumed by a train step at step 0"):
+        model.module(state)
+
+
+@pytest.mark.parametrize("name", MAKE)
 def test_equal_models_are_equal_and_survive_pickling(name):
     if name in ("haiku", "equinox", "plain"):
         a = MAKE[name]()
