@@ -124,17 +124,31 @@ def _squares(x: jax.Array, scale: jax.Array) -> jax.Array:
 # At once. Each has a derivative of its own, as that of all three sums would be three times the work.
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def whole_at_once(kind: np.dtype, leaves: Leaves) -> Parts:
     """`whole` as it is formed where a branch costs."""
+    return _held(_whole_at_once(kind, leaves))
+
+
+def each_at_once(kind: np.dtype, leaves: Leaves) -> Parts:
+    """`each` as it is formed where a branch costs."""
+    return _held(_each_at_once(kind, leaves))
+
+
+def _held(parts: Parts) -> Parts:
+    """With a scale that has no derivative: in that of a quotient, a zero would meet its inverse square, infinity."""
+    root, scale = parts
+    return root, jax.lax.stop_gradient(scale)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _whole_at_once(kind: np.dtype, leaves: Leaves) -> Parts:
     sums = [_three_sums(x, kind) for x in _grouped(leaves, kind)]
     totals = [sum(parts, kind.type(0)) for parts in zip(*sums)]
     return _chosen(totals, kind)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def each_at_once(kind: np.dtype, leaves: Leaves) -> Parts:
-    """`each` as it is formed where a branch costs."""
+def _each_at_once(kind: np.dtype, leaves: Leaves) -> Parts:
     sums = [_three_sums(x, kind) for x in leaves]
     return _chosen([jnp.stack(parts) for parts in zip(*sums)], kind)
 
@@ -161,14 +175,14 @@ def _chosen(totals: Any, kind: np.dtype) -> Parts:
     return jnp.sqrt(jnp.where(plain, total, jnp.where(total < 1, up, down))), scale
 
 
-@whole_at_once.defjvp
+@_whole_at_once.defjvp
 def _whole_jvp(kind: np.dtype, primals: Any, tangents: Any) -> tuple[Parts, Parts]:
     root, scale = whole_at_once(kind, *primals)
     products = (_product(x, t, scale, kind) for x, t in zip(primals[0], tangents[0]))
     return (root, scale), (sum(products, kind.type(0)) / root, jnp.zeros_like(scale))
 
 
-@each_at_once.defjvp
+@_each_at_once.defjvp
 def _each_jvp(kind: np.dtype, primals: Any, tangents: Any) -> tuple[Parts, Parts]:
     roots, scales = each_at_once(kind, *primals)
     given = zip(primals[0], tangents[0], jnp.unstack(scales))

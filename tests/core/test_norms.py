@@ -99,6 +99,63 @@ def test_the_gradient_of_a_norm_is_the_direction(size):
         )
 
 
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("form", WHOLE)
+def test_the_forward_derivative_of_a_norm_is_the_part_along_it(form, size):
+    given = leaves(size)
+    along = [jnp.asarray(np.random.default_rng(1).uniform(-1, 1, x.shape).astype(np.float32)) for x in given]
+    products = [np.sum(np.asarray(x, np.float64) * np.asarray(v, np.float64)) for x, v in zip(given, along)]
+
+    def norms(given):
+        (root, scale), (roots, scales) = WHOLE[form](given), EACH[form](given)
+        return root / scale, roots / scales
+
+    _, (whole, each) = jax.jit(lambda *two: jax.jvp(norms, *two))((given,), (along,))
+    np.testing.assert_allclose(whole, sum(products) / np.linalg.norm(wanted(given)), rtol=1e-5)
+    np.testing.assert_allclose(each, products / wanted(given), rtol=1e-5)
+
+
+def bend(given, along):
+    """The Hessian of a norm, `(I - u uᵀ) / ‖x‖` with `u = x / ‖x‖`, times a direction, and times the norm."""
+    x, v = (np.concatenate([np.ravel(np.asarray(a, np.float64)) for a in tree]) for tree in (given, along))
+    u = x / np.sqrt(np.sum(x * x))
+    return v - u * np.sum(u * v)
+
+
+SECOND = {
+    "forward over reverse": lambda f, x, v: jax.jvp(jax.grad(f), (x,), (v,))[1],
+    "reverse over reverse": lambda f, x, v: jax.grad(lambda x: sum(map(jnp.vdot, jax.grad(f)(x), v)))(x),
+    "reverse over forward": lambda f, x, v: jax.grad(lambda x: jax.jvp(f, (x,), (v,))[1])(x),
+}
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("way", SECOND)
+@pytest.mark.parametrize("form", WHOLE)
+def test_the_second_derivative_of_a_norm_is_how_its_direction_turns(form, way, size):
+    rng = np.random.default_rng(1)
+    given = leaves(size)
+    along = [jnp.asarray(rng.uniform(-1, 1, x.shape).astype(np.float32)) for x in given]
+
+    def total(given):
+        root, scale = WHOLE[form](given)
+        return root / scale
+
+    def parts(given):
+        roots, scales = EACH[form](given)
+        return jnp.sum(roots / scales)
+
+    def measured(f, norms):  # the product with the norm, which is of order one
+        got = jax.jit(partial(SECOND[way], f))(given, along)
+        return [np.ravel(np.asarray(x, np.float64)) * norm for x, norm in zip(got, norms)]
+
+    each = wanted(given)
+    whole = np.concatenate(measured(total, [np.linalg.norm(each)] * len(given)))
+    np.testing.assert_allclose(whole, bend(given, along), rtol=0, atol=1e-5)
+    for got, x, v in zip(measured(parts, each), given, along):
+        np.testing.assert_allclose(got, bend([x], [v]), rtol=0, atol=1e-5)
+
+
 def lowered(f, given, platform):
     return jax.jit(f).trace(given).lower(lowering_platforms=(platform,)).as_text()
 
