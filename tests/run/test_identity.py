@@ -147,3 +147,34 @@ def test_the_same_task_written_again_is_the_same_run(tmp_path):
 
     run(tmp_path / "run", epochs=1, **task())
     assert run(tmp_path / "run", epochs=3, **task()).history["epoch"] == [1, 2, 3]
+
+
+def both(params, batch, ctx):
+    x, y = batch["both"] if isinstance(batch, dict) else batch
+    return ft.losses.mse(x * params["w"][None], y)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_list_is_batches_and_a_tuple_is_columns_and_one_is_not_resumed_on_the_other(turned, tmp_path):
+    """Two lots of 32 rows with their targets, or 32 rows in two columns: the same arrays, and another run."""
+    parts = [X[:32], X[32:]]
+    task = ft.Task(both, ft.optimizers.sgd(0.1))
+    state = ft.init_state(task, {"w": jnp.zeros(3)})
+    first, second = ([parts], tuple(parts))[:: -1 if turned else 1]
+    options = dict(batch_size=32, progress=False, run_dir=tmp_path, resume=True)
+    ft.fit(task, state, first, epochs=1, **options)
+    with pytest.raises(ft.errors.RunMismatchError, match=r"data\.kind: saved '(iterable|arrays)', now"):
+        ft.fit(task, state, second, epochs=2, **options)
+    assert int(ft.fit(task, state, first, epochs=2, **options).state.step) == 2
+
+
+def test_columns_of_a_list_inside_a_dict_are_those_of_a_tuple(tmp_path):
+    """Below the top neither is batches, and the same rows come: the same run, as runs of earlier versions were."""
+    task = ft.Task(both, ft.optimizers.sgd(0.1))
+    state = ft.init_state(task, {"w": jnp.zeros(3)})
+    options = dict(batch_size=32, progress=False)
+    ft.fit(task, state, {"both": (X, X)}, epochs=1, run_dir=tmp_path, **options)
+    resumed = ft.fit(task, state, {"both": [X, X]}, epochs=2, run_dir=tmp_path, resume=True, **options)
+    alone = ft.fit(task, state, {"both": (X, X)}, epochs=2, **options)
+    assert int(resumed.state.step) == 4
+    np.testing.assert_array_equal(resumed.state.params["w"], alone.state.params["w"])
