@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from .._core.errors import ConfigError, DataError
 from .._core.ranking import Direction, best_of
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.keep import Keep
-from ..data.cut import Cut, Stage
 from ..show.text import best_index, is_number, number_text
 from .history import UNFINISHED, declared
 from .lock import is_held
@@ -78,27 +76,6 @@ class RunRecord:
     def columns(self) -> dict[str, list[Any]]:
         """What the run measured, by column, one entry a row; None where a row has no such value."""
         return {name: [row.get(name) for row in self.rows] for row in self.rows for name in row}
-
-    @property
-    def begun(self) -> int:
-        """The step that the run began at: the state that it was given may have had steps behind it."""
-        parts = self.config.get("parts") or [{}]
-        return parts[0].get("from", 0)
-
-    def examples(self, first: int, last: int) -> float:
-        """How many rows the batches of the steps behind one, up to another, had, padding included.
-
-        NaN where the directory does not say: batches of an iterable, or of more than one size in a run of an earlier
-        version.
-        """
-        identity, stages = self.config.get("identity") or {}, self.config.get("cut") or []
-        size: Any = identity.get("batch_size")
-        rows = self.config.get("examples")
-        if rows is None or len(stages) < 2:
-            return size * (last - first) if is_number(size) else math.nan
-        cut = Cut(rows, map(Stage._make, stages), identity.get("data", {}).get("drop_last", False))
-        sizes = cut.sizes(last - self.begun) - cut.sizes(first - self.begun)
-        return sum(size * number for size, number in sizes.items())
 
     @property
     def ranked(self) -> tuple[str, Direction]:

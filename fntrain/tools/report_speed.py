@@ -1,12 +1,14 @@
 """What the page of `report` says of a run as a process: how fast it was, where its time went, what is wrong with it."""
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .._core.errors import CheckpointError, ConfigError, DataError
+from ..data.cut import Cut, Stage
 from ..run.record import RunRecord
 from ..show.report.tables import bars, table
 from ..show.text import is_number, number_text, spent_text
@@ -49,12 +51,12 @@ Measured = list[tuple[float, float]]
 
 def _of_epochs(record: RunRecord) -> Measured:
     found: Measured = []
-    before = record.begun
+    before = _begun(record)
     for row in record.rows:
         step: Any = row.get("step")
         each: Any = row.get("step_time_ms")
         if is_number(step) and is_number(each) and step > before and each > 0:
-            examples = record.examples(before, step) / (step - before)
+            examples = _examples(record, before, step) / (step - before)
             found.append((each / 1e3, 1e3 * examples / each))
             before = step
     return found
@@ -67,7 +69,29 @@ def _of_parts(record: RunRecord) -> Measured:
     total = sum(x for p in parts for phase, x in p["seconds"].items() if phase in ("step", "data"))
     if steps <= 0 or total <= 0:
         return []
-    return [(total / steps, sum(record.examples(*span) for span in spans) / total)]
+    return [(total / steps, sum(_examples(record, *span) for span in spans) / total)]
+
+
+def _examples(record: RunRecord, first: int, last: int) -> float:
+    """How many rows the batches of the steps behind one, up to another, had, padding included.
+
+    NaN where the directory does not say: of an iterable, or of more than one size in a run of an earlier version.
+    """
+    identity, stages = record.config.get("identity") or {}, record.config.get("cut") or []
+    size: Any = identity.get("batch_size")
+    rows = record.config.get("examples")
+    if rows is None or len(stages) < 2:
+        return size * (last - first) if is_number(size) else math.nan
+    cut = Cut(rows, map(Stage._make, stages), identity.get("data", {}).get("drop_last", False))
+    begun = _begun(record)
+    sizes = cut.sizes(last - begun) - cut.sizes(first - begun)
+    return sum(size * number for size, number in sizes.items())
+
+
+def _begun(record: RunRecord) -> int:
+    """The step that the run began at: the state that it was given may have had steps behind it."""
+    parts = record.config.get("parts") or [{}]
+    return parts[0].get("from", 0)
 
 
 def _time(name: str, parts: Sequence[dict[str, Any]]) -> str:
