@@ -12,6 +12,7 @@ from .. import tree
 from .._core.digest import crc32
 from .._core.errors import DataError
 from .._core.typing import Batch, PyTree
+from .alike import together
 from .tensors import at, column, is_column, is_leaf
 
 
@@ -20,7 +21,8 @@ class Examples:
 
     The examples of a batch are stacked when the batch is made. All are like the first in structure, shapes and
     dtypes. What can read several at once is asked for them at once: torch's `__getitems__`, and Hugging Face's
-    `data[[3, 1]]`, which gives a dict of columns.
+    `data[[3, 1]]`, which gives a dict of columns. A `TensorDataset` of torch is read in the memory of its tensors, a
+    copy where that is not the host's.
 
     Args:
       data: the data set.
@@ -44,6 +46,11 @@ class Examples:
         if not jax.tree.leaves(first, is_leaf=is_leaf):
             raise DataError(f"`{name}`: example 0 holds nothing, got {first!r}")
         self.form: PyTree = _mapped(self._form, first)
+        self._kinds: PyTree = jax.tree.map(type, first, is_leaf=is_leaf)
+        self._tensors: tuple[Any, ...] | None = None
+        # A class derived from it may do more than index its tensors.
+        if type(data) is _torchs("TensorDataset"):
+            self._tensors = tuple(column(x, f"`{name}`") for x in data.tensors)
 
     def read(self, rows: np.ndarray) -> Batch:
         """The examples at some positions, stacked: a tree of NumPy arrays `[len(rows), …]`.
@@ -51,6 +58,8 @@ class Examples:
         Raises:
           DataError: if one is unlike the first, naming it and its leaf.
         """
+        if self._tensors is not None:
+            return tuple(at(x, rows) for x in self._tensors)
         at_rows = rows.tolist()
         if self._of_columns:
             given = self._asked(lambda: self.data[at_rows], at_rows)
@@ -60,7 +69,7 @@ class Examples:
                 and given.keys() == self.form.keys()
             ):
                 return {key: self._column(key, given[key], at_rows) for key in self.form}
-        return self._stacked(self._examples(at_rows), self.form, at_rows)
+        return self._stacked(self._examples(at_rows), self.form, self._kinds, at_rows)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a resumed run to see the same data; the content, if it is the same each time."""
@@ -98,7 +107,7 @@ class Examples:
     def _examples(self, rows: list[int]) -> list[Any]:
         many = getattr(self.data, "__getitems__", None)
         if many is None:
-            return [self._asked(lambda i=i: self.data[i], [i]) for i in rows]
+            return self._one_by_one(rows)
         given = self._asked(lambda: many(rows), rows)
         if not isinstance(given, Sequence) or len(given) != len(rows):
             raise DataError(
@@ -110,8 +119,21 @@ class Examples:
         try:
             return read()
         except Exception as error:
-            error.add_note(f"while reading {_which(rows)} of `{self.name}`, of which `len` says {self.rows}")
+            self._note(error, rows)
             raise
+
+    def _one_by_one(self, rows: list[int]) -> list[Any]:
+        examples: list[Any] = []
+        try:
+            for row in rows:
+                examples.append(self.data[row])
+        except Exception as error:
+            self._note(error, [rows[len(examples)]])
+            raise
+        return examples
+
+    def _note(self, error: Exception, rows: list[int]) -> None:
+        error.add_note(f"while reading {_which(rows)} of `{self.name}`, of which `len` says {self.rows}")
 
     def _form(self, path: str, x: Any) -> jax.ShapeDtypeStruct:
         where = f"`{self.name}`: example 0" + f" leaf `{path}`" * bool(path)
@@ -136,9 +158,16 @@ class Examples:
                 expected.dtype,
             ):
                 return array
-        return self._stacked(list(given), form, rows, str(key))
+        return self._stacked(list(given), form, self._kinds[key], rows, str(key))
 
-    def _stacked(self, examples: list[Any], form: PyTree, rows: list[int], path: str = "") -> Batch:
+    def _stacked(
+        self, examples: list[Any], form: PyTree, kinds: PyTree, rows: list[int], path: str = ""
+    ) -> Batch:
+        batch = together(examples, form, kinds)
+        return self._looked_at(examples, form, rows, path) if batch is None else batch
+
+    def _looked_at(self, examples: list[Any], form: PyTree, rows: list[int], path: str) -> Batch:
+        """Each example by itself, and so what is wrong with one by its name."""
         forms, structure = jax.tree.flatten(form)
         parts: list[list[Any]] = []
         for example, row in zip(examples, rows, strict=True):
@@ -251,9 +280,14 @@ def is_shuffled_loader(data: Any) -> bool:
 
 
 def _is_torchs(data: Any, name: str) -> bool:
+    kind = _torchs(name)
+    return kind is not None and isinstance(data, kind)
+
+
+def _torchs(name: str) -> type | None:
     torch: Any = sys.modules.get("torch")  # who has one has imported it
     kind = getattr(getattr(getattr(torch, "utils", None), "data", None), name, None)
-    return isinstance(kind, type) and isinstance(data, kind)
+    return kind if isinstance(kind, type) else None
 
 
 def _mapped(function: Any, example: Any) -> PyTree:

@@ -223,7 +223,9 @@ def is_leaf(x: Any) -> bool:
 
 def is_rows(x: Any) -> bool:
     """Whether this is a column as a list: of numbers or text, or of lists of them."""
-    if not isinstance(x, list):
-        return False
-    leaves = jax.tree.leaves(x)
-    return bool(leaves) and all(isinstance(leaf, _SCALARS) for leaf in leaves)
+    return isinstance(x, list) and (_are_scalars(x) or _are_scalars(jax.tree.leaves(x)))
+
+
+def _are_scalars(values: list[Any]) -> bool:
+    kinds = set(map(type, values))
+    return bool(kinds) and all(issubclass(kind, _SCALARS) for kind in kinds)

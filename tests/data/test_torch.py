@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import fntrain as ft
+from fntrain.data import alike, examples as module
+from fntrain.data.examples import Examples
 from fntrain.data.stream import Stream
 from fntrain.data.tensors import columns, to_numpy
 
@@ -140,6 +142,17 @@ class Made(sets.Dataset):
         return self.example(i)
 
 
+class Listed(sets.Dataset):
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, i):
+        return self.examples[i]
+
+
 class Streamed(sets.IterableDataset):
     """Examples, or batches of `size`."""
 
@@ -184,6 +197,68 @@ def test_the_parts_of_a_split_are_its_rows():
     assert rows == [list(part.indices) for part in parts]
     assert sorted(rows[0] + rows[1]) == list(range(ROWS)) != rows[0] + rows[1]
     assert fitted(parts[0], batch_size=SIZE, validation_data=parts[1]).any()
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("name", TENSORS)
+def test_rows_read_at_once_have_the_bits_of_rows_read_one_by_one(name, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(alike, "_BY_ONE_THREAD", 0)
+    tensor = TENSORS[name][0]
+    data, rows = sets.TensorDataset(tensor, tensor.unsqueeze(1)), np.array([1, 0, 1])
+    examples = [data[i] for i in range(len(tensor))]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "together", lambda *given: None)
+        wanted = Examples(Listed(examples), "data").read(rows)
+    monkeypatch.delattr(Examples, "_looked_at")
+    for given in (data, Listed(examples), sets.Subset(data, range(len(tensor)))):
+        got = Examples(given, "data").read(rows)
+        assert type(got) is tuple
+        for a, b in zip(got, wanted, strict=True):
+            assert (type(a), a.dtype, a.shape, a.tobytes()) == (np.ndarray, b.dtype, b.shape, b.tobytes())
+            assert a.flags.writeable
+            a[...] = 0  # of the batch's own memory: the next reads see nothing of it
+
+
+ODD = {
+    "float64": X[0].double(),
+    "float16": X[0].half(),
+    "a longer one": torch.zeros(4),
+    "an axis more": X[:1],
+    "an array": X[0].numpy(),
+    "a parameter": torch.nn.Parameter(X[0]),
+    "needs a gradient": X[0].clone().requires_grad_(),
+    "sparse": X[0].to_sparse(),
+    "elsewhere": X[0].to("meta"),
+    "a number": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("rows", [[0, 4, 5], [5], [5, 5]])
+def test_an_odd_tensor_is_refused_and_taken_as_if_it_were_looked_at_by_itself(name, rows, monkeypatch):
+    data = Listed([*((X[i], i) for i in range(5)), (ODD[name], 5)])
+
+    def outcome():
+        try:
+            return [(x.dtype, x.tobytes()) for x in Examples(data, "data").read(np.array(rows))]
+        except ft.DataError as error:
+            return str(error)
+
+    got = outcome()
+    assert ("example 5 leaf `0`" in got) == (name not in ("an array", "a parameter", "needs a gradient"))
+    monkeypatch.setattr(module, "together", lambda *given: None)
+    assert outcome() == got
+
+
+def test_a_class_derived_from_a_tensor_dataset_is_read_by_its_own_way():
+    class Doubled(sets.TensorDataset):
+        def __getitem__(self, i):
+            return tuple(2 * x for x in super().__getitem__(i))
+
+    x, y = Examples(Doubled(X, Y), "data").read(np.array([3, 1]))
+    np.testing.assert_array_equal(x, 2 * X.numpy()[[3, 1]])
+    assert y.tolist() == [6, 2]
 
 
 def test_an_example_may_be_a_scalar_of_torch():
