@@ -112,6 +112,7 @@ ODD = {
     "float64 in float32": (lambda i: X[i], X[0].astype(float)),
     "the other byte order": (lambda i: X[i], X[0].astype(">f4")),
     "another dtype without an axis": (lambda i: np.array(i), np.array(1.0)),
+    "a narrower one without an axis": (lambda i: np.array(float(i)), np.array(1)),
     "another name of a dtype": (lambda i: np.array([i]), np.array([1], np.longlong)),
     "a longer one": (lambda i: X[i], np.zeros(4, np.float32)),
     "as many values": (lambda i: np.zeros((2, 3)), np.zeros((3, 2))),
