@@ -36,6 +36,7 @@ from benchmarks._measure import table
 from benchmarks.gpt import CLIP, DECAY, RATE, decayed
 from examples import gpt
 from fntrain.step import programs
+from fntrain.step.picked import Picked
 
 # What the compiler asks of a card, in the form of XLA's own descriptions of them.
 H100 = """
@@ -156,17 +157,26 @@ def small_steps() -> dict[str, Program]:
 
         return steps
 
-    def ours(task: ft.Task, log_every: int | None = None) -> Program:
+    numbers = jax.ShapeDtypeStruct((1797,), jnp.int32)
+    there = Picked(
+        (jax.ShapeDtypeStruct((1797, 64), jnp.float32), numbers),
+        numbers,
+        jax.ShapeDtypeStruct((32,), jnp.int32),
+        jax.ShapeDtypeStruct((STEPS,), jnp.int32),
+    )
+
+    def ours(task: ft.Task, log_every: int | None = None, fed: Any = several, weight: Any = None) -> Program:
         state = ft.init_state(task, problem.params())
         impl, bits = programs._words(state)
-        metrics = None if log_every is None else programs.empty_metrics(task, state, batch, None, train=True)
+        one = None if weight is None else jax.ShapeDtypeStruct((32,), jnp.float32)
+        metrics = None if log_every is None else programs.empty_metrics(task, state, batch, one, train=True)
         step: Any = programs._train_step if log_every is None else programs._train_steps
 
         def run(*given: Any) -> Any:
             return step.__wrapped__(task, impl, None, *given, *([] if log_every is None else [log_every]))
 
-        fed = batch if log_every is None else several
-        given = state.step, *programs._donated(state), bits, fed, None, metrics
+        fed = batch if log_every is None else fed
+        given = state.step, *programs._donated(state), bits, fed, weight, metrics
         return read(run, *given, donate=(1, 2, 3, 4, 8) if log_every is not None else (1, 2, 3, 4))
 
     found, start = {}, (jnp.zeros(()), jnp.zeros((), jnp.int32))
@@ -179,6 +189,8 @@ def small_steps() -> dict[str, Program]:
             f"`train_steps`, {name}": ours(task, 0),
             f"`fit`'s dispatch with a log every 10 steps, {name}": ours(task, 10),
         }
+    weight = jax.ShapeDtypeStruct((STEPS, 32), jnp.float32)
+    found["… of rows that are on the device, weighed, our transforms"] = ours(task, 10, there, weight)
     return found
 
 
@@ -198,6 +210,19 @@ def optimizers() -> dict[str, Program]:
         name: read(update(tx), params, jax.eval_shape(tx.init, params), params, donate=(0, 1))
         for name, tx in chains.items()
     }
+    gated = {
+        "AdamW, in a step whose batch may weigh nothing": ours,
+        "`MultiSteps(AdamW, 4)`, likewise": ft.MultiSteps(ours, 4),
+        "`skip_nonfinite(AdamW)`, likewise": ft.skip_nonfinite(ours),
+        "`lookahead(AdamW)`, likewise": ft.lookahead(ours),
+    }
+    weight = jax.ShapeDtypeStruct((), jnp.float32)
+    for name, tx in gated.items():
+
+        def apply(params: Any, state: Any, grads: Any, weight: Any, tx: Any = tx) -> Any:
+            return tx.apply(grads, state, params, weight=weight)
+
+        found[name] = read(apply, params, jax.eval_shape(tx.init, params), params, weight, donate=(0, 1))
     return found | {
         "the norm, optax": read(optax.tree.norm, params),
         "the norm, safe of overflow": read(ft.tree.norm, params),
