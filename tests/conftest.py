@@ -11,33 +11,39 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
 import pytest
+from jax._src import compiler
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", "8")))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# What was compiled once is not compiled again, by another worker or in another run. Programs
-# that tests start in processes of their own compile for themselves.
-jax.config.update(
-    "jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax")
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # Who wrote each operation, in full, is a tenth of the time that lowering takes, and nobody reads it here.
 jax.config.update("jax_include_full_tracebacks_in_locations", False)
+# What was compiled once is not compiled again, by another worker or in another run.
+KEPT = {
+    "jax_compilation_cache_dir": str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in KEPT.items():
+    jax.config.update(name, value)
 
 
 # Most of the suite's time is the compiler's, and most of that goes into machine code that runs for milliseconds.
-# What is about runs, pages and files, and not about programs, memory or the last bits of numbers, is compiled without
-# optimisation. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles everything as users do.
-HASTILY = (
-    "docs/",
-    "test_cli.py",
-    "test_examples.py",
-)
+# What is about runs, pages and files, and not about programs, memory or the last bits of numbers, is compiled hastily.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles everything as users do, and 1 everything hastily.
+HASTILY = tuple(os.environ.get("HASTILY", "docs/ test_cli.py test_examples.py").split())
+ASKED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS")
+# Besides what JAX has a name for: the emitters of fused loops take longer than all the rest of XLA together, and a
+# program of some hundred lines is cut into 32 modules, for as many cores.
+FLAGS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+HASTY_PROCESSES = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": " ".join(f"--{name}={value}".lower() for name, value in FLAGS.items()),
+    **{name.upper(): str(value) for name, value in KEPT.items()},
+}
 # What says something on a GPU that it does not say on a CPU: programs, numbers, donation (`benchmarks/gpu.sh`).
 ON_A_GPU = ("laws/", "losses/test_linear.py", "step/test_step.py", "step/test_state.py", "run/test_epoch.py")
 TESTS = pathlib.Path(__file__).parent
-COMPILED = {"hastily": False}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -77,14 +83,27 @@ def pytest_runtest_setup(item):
             pytest.skip(f"{item.originalname} needs 8 devices, got {jax.device_count()}")
 
 
+def compile_options(*args, of=compiler.get_compile_options, **keywords):
+    options = of(*args, **keywords)
+    if jax.config.values["jax_disable_most_optimizations"] and jax.default_backend() == "cpu":
+        options.env_option_overrides = [*options.env_option_overrides, *FLAGS.items()]
+    return options
+
+
+compiler.get_compile_options = compile_options
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_as_fits(request):
     """No program of one kind serves the other: a worker that changes forgets what it has compiled."""
-    now = {"hastily": is_of(request.path, HASTILY)}
-    if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ and now != COMPILED:
+    hastily = is_of(request.path, HASTILY) if ASKED is None else ASKED == "1"
+    if hastily != jax.config.values["jax_disable_most_optimizations"]:
         jax.clear_caches()
-        jax.config.update("jax_disable_most_optimizations", now["hastily"])
-        COMPILED.update(now)
+        jax.config.update("jax_disable_most_optimizations", hastily)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in HASTY_PROCESSES.items() if hastily else ():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -18,20 +18,12 @@ import fntrain as ft
 from fntrain import cli, demo
 
 COMMAND = [sys.executable, "-W", "error", "-c", "import sys; from fntrain.cli import main; sys.exit(main())"]
-# What one process has compiled the next finds.
-ENVIRONMENT = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as `HASTILY` of conftest.py has it, unless another is asked for
-    **os.environ,
-    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
 
 
 def start(*arguments, **options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.Popen(command, **pipes, text=True, env=ENVIRONMENT, **options)
+    return subprocess.Popen(command, **pipes, text=True, **options)
 
 
 def run(*arguments, **options):

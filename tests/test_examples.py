@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -23,19 +22,11 @@ APART = {"digits", "gpt"}
 LONGER = {"sharded_lm": 120, "gpt": 180}  # lines, where there is more to show
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 README = (ROOT / "README.md").read_text()
-# They run by themselves, as a reader would run them; what XLA compiled for them once is kept, as for the other tests.
-CACHED = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # as `HASTILY` of conftest.py has it, unless another is asked for
-    **os.environ,
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
 
 
 def run(arguments, folder):
     command = [sys.executable, "-W", "error", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=CACHED, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -96,7 +87,7 @@ def cells(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path, tmp_path):
     command = [sys.executable, ROOT / "notebooks" / "execute.py", path, "--into", tmp_path]
-    done = subprocess.run(command, env=CACHED, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     # What is in the repository was executed from what is in the repository.
     for kept, now in zip(cells(path), cells(tmp_path / path.name), strict=True):
