@@ -28,10 +28,34 @@ for name, value in KEPT.items():
     jax.config.update(name, value)
 
 
-# Most of the suite's time is the compiler's, and most of that goes into machine code that runs for milliseconds.
-# What is about runs, pages and files, and not about programs, memory or the last bits of numbers, is compiled hastily.
-# JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles everything as users do, and 1 everything hastily.
-HASTILY = tuple(os.environ.get("HASTILY", "docs/ test_cli.py test_examples.py").split())
+# Most of the suite's time is the compiler's, and most of that goes into machine code that runs for milliseconds. So it
+# compiles hastily, but for what compares the bits of different programs, or looks at programs, their memory or their
+# time. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles everything as users do, and 1 everything hastily.
+AS_USERS_DO = (
+    "checkpoint/test_formats.py",
+    "data/test_resident.py",
+    "losses/test_linear.py",
+    "metrics/test_intervals.py",
+    "metrics/test_metrics.py",
+    "models/test_by_hand.py",
+    "models/test_remat.py",
+    "run/test_epoch.py",
+    "run/test_fit.py",
+    "run/test_memory.py",
+    "run/test_throughput.py",
+    "sharding/",
+    "step/",
+    "test_precision.py",
+    "tools/test_collectives.py",
+    "tools/test_fit_memory.py",
+    "tools/test_replay.py",
+    "tools/test_timeline.py",
+    "transforms/test_guard.py",
+    "transforms/test_matrix.py",
+    "transforms/test_quantize.py",
+    "transforms/test_select.py",
+    "transforms/test_transforms.py",
+)
 ASKED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS")
 # Besides what JAX has a name for: the emitters of fused loops take longer than all the rest of XLA together, and a
 # program of some hundred lines is cut into 32 modules, for as many cores.
@@ -52,7 +76,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.gpu)
     thin_out(config, items)
     # Together: a worker that changes how it compiles forgets all programs.
-    items.sort(key=lambda item: not is_of(item.path, HASTILY))
+    items.sort(key=lambda item: not is_of(item.path, AS_USERS_DO))
 
 
 def is_of(path, group):
@@ -85,7 +109,7 @@ def pytest_runtest_setup(item):
 
 def compile_options(*args, of=compiler.get_compile_options, **keywords):
     options = of(*args, **keywords)
-    if jax.config.values["jax_disable_most_optimizations"] and jax.default_backend() == "cpu":
+    if jax.config.values["jax_disable_most_optimizations"]:
         options.env_option_overrides = [*options.env_option_overrides, *FLAGS.items()]
     return options
 
@@ -96,7 +120,8 @@ compiler.get_compile_options = compile_options
 @pytest.fixture(autouse=True, scope="module")
 def compiled_as_fits(request):
     """No program of one kind serves the other: a worker that changes forgets what it has compiled."""
-    hastily = is_of(request.path, HASTILY) if ASKED is None else ASKED == "1"
+    hastily = not is_of(request.path, AS_USERS_DO) if ASKED is None else ASKED == "1"
+    hastily = hastily and jax.default_backend() == "cpu"
     if hastily != jax.config.values["jax_disable_most_optimizations"]:
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", hastily)
