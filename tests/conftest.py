@@ -43,7 +43,10 @@ AS_USERS_DO = (
     "run/test_fit.py",
     "run/test_memory.py",
     "run/test_throughput.py",
-    "sharding/",
+    "sharding/test_layout.py",
+    "sharding/test_manual.py",
+    "sharding/test_plan.py",
+    "sharding/test_sharded.py",
     "step/",
     "test_precision.py",
     "tools/test_collectives.py",
@@ -75,8 +78,10 @@ def pytest_collection_modifyitems(config, items):
         if is_of(item.path, ON_A_GPU):
             item.add_marker(pytest.mark.gpu)
     thin_out(config, items)
-    # Together: a worker that changes how it compiles forgets all programs.
-    items.sort(key=lambda item: not is_of(item.path, AS_USERS_DO))
+    # Together: a worker that changes how it compiles forgets all programs. Of each kind what is slow comes first: none
+    # waits for it at the end.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not is_of(item.path, AS_USERS_DO), item.path not in slow))
 
 
 def is_of(path, group):

@@ -47,7 +47,6 @@ class Server:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         environment = {**os.environ, **cache, **limits, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment["XLA_FLAGS"] = ""
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "_run.py")],
             stdin=subprocess.PIPE,

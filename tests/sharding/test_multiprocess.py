@@ -44,9 +44,6 @@ class Processes:
         environment = {
             **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **(environment or {}),
         }  # fmt: skip
-        environment["XLA_FLAGS"] = (
-            "--xla_backend_optimization_level=0"  # most of the time here is compilation
-        )
         self.said = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115
         self.all = [
             subprocess.Popen(
