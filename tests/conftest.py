@@ -59,7 +59,7 @@ AS_USERS_DO = (
     "transforms/test_select.py",
     "transforms/test_transforms.py",
 )
-ASKED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS")
+ASKED = "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ
 # Besides what JAX has a name for: the emitters of fused loops take longer than all the rest of XLA together, and a
 # program of some hundred lines is cut into 32 modules, for as many cores.
 FLAGS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
@@ -125,9 +125,10 @@ compiler.get_compile_options = compile_options
 @pytest.fixture(autouse=True, scope="module")
 def compiled_as_fits(request):
     """No program of one kind serves the other: a worker that changes forgets what it has compiled."""
-    hastily = not is_of(request.path, AS_USERS_DO) if ASKED is None else ASKED == "1"
-    hastily = hastily and jax.default_backend() == "cpu"
-    if hastily != jax.config.values["jax_disable_most_optimizations"]:
+    before = jax.config.values["jax_disable_most_optimizations"]
+    fits = jax.default_backend() == "cpu" and not is_of(request.path, AS_USERS_DO)
+    hastily = before if ASKED else fits
+    if hastily != before:
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", hastily)
     with pytest.MonkeyPatch.context() as patch:

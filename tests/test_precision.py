@@ -339,6 +339,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 def test_digits_train_as_well_in_half_precision():
     """Validation accuracy within 1 % of float32's, with the same batches and the same steps."""
     data, validation = demo.load()

@@ -73,6 +73,7 @@ def test_split_order_and_padding_change_no_bit(key):
     assert found(other, OUTPUTS) != found(m, OUTPUTS)
 
 
+@pytest.mark.slow
 def test_devices_and_evaluate_change_no_bit():
     # Sums of small integers are exact, so that the model's rounding has no part in this.
     def loss_fn(params, batch, ctx):
@@ -114,6 +115,7 @@ def test_a_row_of_tokens_stands_or_falls_as_one():
     np.testing.assert_allclose((high - low) / (2 * 1.96), x[:, 0].std() / np.sqrt(50), rtol=0.15)
 
 
+@pytest.mark.slow
 def test_dicts_and_bounds_have_an_interval_each():
     outputs = {"x": OUTPUTS["logits"][:, 0], "yes": OUTPUTS["labels"] == 0}
     both = ft.metrics.collect(auc=ft.metrics.roc_auc(logits="x", labels="yes"), mean=ft.metrics.mean("x"))

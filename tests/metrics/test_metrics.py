@@ -401,6 +401,7 @@ def laws(registry):
     close(compute(update(m.empty(), *split)), truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", REGISTRY)
 def test_laws(family):
     laws(REGISTRY[family])

@@ -12,6 +12,7 @@ import pytest
 import fntrain as ft
 from fntrain.checkpoint.checkpointer import Checkpointer
 
+pytestmark = pytest.mark.slow
 WHOLE = pytest.mark.reliability
 
 

@@ -14,6 +14,8 @@ from fntrain.checkpoint.checkpointer import Checkpointer
 from fntrain.checkpoint.keep import Keep
 from fntrain.run.goodput import goodput_of
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("arrays", "function", "grain")
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "every"), [(1000, 50), pytest.param(20_000, 100, marks=pytest.mark.reliability)]
 )

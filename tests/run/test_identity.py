@@ -49,6 +49,7 @@ for directory, epochs in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
+@pytest.mark.slow
 def test_a_bare_optax_optimizer_is_resumed_by_another_process_bitwise(tmp_path):
     def process(seed, *arguments):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "JAX_PLATFORMS": "cpu"}
