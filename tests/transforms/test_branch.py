@@ -9,6 +9,7 @@ import pytest
 
 import fntrain as ft
 from fntrain import optimizers, transforms as T
+from fntrain.optimizers.names import OPTIMIZERS
 from fntrain.testing import check_transform
 from fntrain.transforms import branch
 
@@ -120,3 +121,17 @@ def test_a_selection_drops_what_is_not_due_and_a_sum_with_it_would_not(as_on_a_g
     due, bad = jnp.asarray(False), jnp.float32(jnp.nan)
     assert branch.either(due, lambda x: x * bad, lambda x: x, jnp.float32(2)) == 2
     assert jnp.isnan(jnp.float32(0) * bad + 2)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_of_no_optimizer_makes_a_gpu_wait_but_one_that_turns_its_bases_at_times(name):
+    tx = ft.chain(ft.clip_by_norm(1.0), OPTIMIZERS[name](1e-3))
+    task = ft.Task(lambda p, b, ctx: ft.losses.mse(b[0] @ p["w"] + p["b"][None], b[1]), tx, microbatches=2)
+    state = ft.init_state(task, PARAMS)
+    batch, weight = (np.ones((6, 4), np.float32), np.ones((6, 3), np.float32)), np.ones(6, np.float32)
+    traced = jax.jit(lambda state: ft.train_step(task, state, batch, weight)).trace(state)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    microbatches = text.count("stablehlo.while")
+    assert microbatches == 1
+    assert (branches(text) - microbatches > 0) == (name == "soap")
+    assert not re.search("callback|infeed|outfeed", text)
