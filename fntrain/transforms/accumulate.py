@@ -246,7 +246,7 @@ class _Accumulation:
         def stay(inner):
             return tree.zeros_like(shapes), inner
 
-        updates, inner = either(applied, close, stay, state.inner_opt_state)
+        updates, inner = either(applied, close, stay, state.inner_opt_state, rarely=True)
         return updates, state._replace(inner_opt_state=inner)
 
     def apply(self, updates: Any, state: Any, params: Params, **extra: Any) -> tuple[Params, Any, jax.Array]:
@@ -270,7 +270,7 @@ class _Accumulation:
 
         # The branches hold only what a closing window changes, and the accumulator stays outside: a call that
         # closes none reads the gradients, adds them in place, and touches nothing else.
-        params, inner, applied = either(applied, close, stay, params, state.inner_opt_state)
+        params, inner, applied = either(applied, close, stay, params, state.inner_opt_state, rarely=True)
         return params, state._replace(inner_opt_state=inner), applied
 
     def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
@@ -285,7 +285,7 @@ class _Accumulation:
         def stay(inner):
             return tree.wide_zeros(params), inner
 
-        updates, inner = either(applied, close, stay, state.inner_opt_state)
+        updates, inner = either(applied, close, stay, state.inner_opt_state, rarely=True)
         gradient_step = jnp.where(applied, increment(state.gradient_step), state.gradient_step)
         return updates, state._replace(
             mini_step=jnp.zeros((), jnp.int32),

@@ -15,22 +15,27 @@ _FEW_LEAVES, _FEW_NUMBERS = 64, 2**24  # counted in as long as a host takes to b
 
 
 def either(
-    due: jax.Array, take: Callable[..., PyTree], leave: Callable[..., PyTree], *given: PyTree
+    due: jax.Array,
+    take: Callable[..., PyTree],
+    leave: Callable[..., PyTree],
+    *given: PyTree,
+    rarely: bool = False,
 ) -> PyTree:
     """`take(*given)` where it is due, `leave(*given)` where not: an update, that is, and what stays as it was.
 
-    A branch works in place on a CPU and on a TPU, where a selection between both outcomes would keep the old and the
-    new alive at once. On a GPU it is the other way round: a branch copies all that it is given, three times the
-    parameters for AdamW, and waits until the host has been told the condition; a selection is fused into the loops
-    that write the result.
+    A branch works in place on a CPU, where a selection between both outcomes would keep the old and the new alive at
+    once. Elsewhere it is the other way round: a branch copies what it is given, three times the parameters for AdamW,
+    and a GPU waits until the host has been told the condition; a selection is fused into the loops that write the
+    result. Only a TPU, which asks no host, gains by a branch that is rarely due.
 
     Args:
       due: bool, shape ().
-      take: a function of `given`, which a GPU computes always.
+      take: a function of `given`, computed always where this is a selection.
       leave: another, whose result has the same types.
       *given: trees of arrays.
+      rarely: whether most calls are not due.
     """
-    return either_noting(due, take, leave, lambda kept: kept, (), *given)[0]
+    return _in_form(due, take, leave, lambda kept: kept, (), given, rarely)[0]
 
 
 def either_noting(
@@ -43,8 +48,8 @@ def either_noting(
 ) -> tuple[PyTree, PyTree]:
     """`either`, and what there is to know of calls that were not due: `(result, kept or note(kept))`.
 
-    The note reads much, and is hardly ever taken. So a GPU makes it in a branch of its own, before anything is written
-    over; or always, where it reads little, which is sooner done than the host is told.
+    The note reads much, and is hardly ever made. So beside a selection it is a branch of its own, before anything is
+    written over; or made always, where it reads little, which is sooner done than a host is told.
 
     Args:
       due: as for `either`, as are `take`, `leave` and `given`.
@@ -54,11 +59,15 @@ def either_noting(
       kept: what is known so far.
       *given: likewise.
     """
+    return _in_form(due, take, leave, note, kept, given, rarely=False)
+
+
+def _in_form(due: Any, take: Any, leave: Any, note: Any, kept: Any, given: Any, rarely: bool) -> Any:
     # Jitted, so that each is traced once for both forms.
-    forms = [jax.jit(f, inline=True) for f in (take, leave, note)]
-    selection = partial(_by_selection, *forms)
+    functions = [jax.jit(f, inline=True) for f in (take, leave, note)]
+    branch, selection = partial(_by_branch, *functions), partial(_by_selection, *functions)
     return jax.lax.platform_dependent(
-        due, kept, given, cuda=selection, rocm=selection, default=partial(_by_branch, *forms)
+        due, kept, given, cpu=branch, tpu=branch if rarely else selection, default=selection
     )
 
 

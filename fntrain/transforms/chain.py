@@ -129,7 +129,7 @@ class _Chain:
         if through is None:
             params, after, applied = last(params, inner)
         else:
-            params, after, applied = either(through, last, none, params, inner)
+            params, after, applied = either(through, last, none, params, inner, rarely=True)
         return params, kept({**before, self.last_name: after}), applied
 
     def flush(self, state: Any, params: Params, **extra: Any) -> tuple[Any, Any]:
@@ -195,4 +195,4 @@ def _behind(
         del updates
         return tree.zeros_like(shapes), own, jnp.asarray(False)
 
-    return either(through, go, leave, updates, own)
+    return either(through, go, leave, updates, own, rarely=True)

@@ -44,10 +44,10 @@ def note(step: Any, loss: Any, grads: PyTree, params: PyTree) -> jax.Array:
 def counts(leaves: list[jax.Array]) -> jax.Array:
     """How many NaN and how many infinities each leaf has: int32 `[2 * len(leaves)]`, pair by pair.
 
-    In a branch that is hardly ever taken, written to cost little where it is not: few operations, and no large
-    temporaries. A GPU takes no branch (`branch.either`) and counts at every step: there few passes and few kernels.
+    On a CPU in a branch that is hardly ever taken, and written to cost little where it is not: few operations, and no
+    large temporaries. Elsewhere it may be counted at every step (`branch.either_noting`): in few passes and kernels.
     """
-    return jax.lax.platform_dependent(leaves, cuda=_at_once, rocm=_at_once, default=_in_turn)
+    return jax.lax.platform_dependent(leaves, cpu=_in_turn, default=_at_once)
 
 
 def _at_once(leaves: list[jax.Array]) -> jax.Array:

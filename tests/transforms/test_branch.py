@@ -1,4 +1,4 @@
-"""An update or what stays as it was: a branch on a CPU and a TPU, a selection on a GPU, and the same numbers."""
+"""An update or what stays as it was: a branch on a CPU, a selection elsewhere, and the same numbers."""
 
 import re
 
@@ -11,7 +11,7 @@ import fntrain as ft
 from fntrain import optimizers, transforms as T
 from fntrain.optimizers.names import OPTIMIZERS
 from fntrain.testing import check_transform
-from fntrain.transforms import branch
+from fntrain.transforms import branch, types
 
 PARAMS = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), "b": np.ones(3, np.float32)}
 ADAM = optimizers.adamw(1e-2)
@@ -81,8 +81,9 @@ def test_on_a_gpu_there_is_no_branch(name):
         traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "rocm", "tpu", "cpu")
     )
     assert branches(cuda) == branches(rocm) == 0
-    assert branches(tpu) >= 1
     assert branches(cpu) >= 1
+    # A TPU is told by nobody, and leaves out what is rarely due.
+    assert (branches(tpu) > 0) == bool(types.nodes(state, types.Window))
 
 
 def test_the_note_of_many_leaves_is_a_branch_of_its_own_before_they_are_written_over():
