@@ -26,9 +26,10 @@ def check_range(batch: Batch, where: str) -> Batch:
     if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         return batch
     for x in jax.tree.leaves(batch):
-        if not isinstance(x, np.ndarray) or x.dtype.name not in _NARROWED or not x.size:
+        # Asked of every batch, so by what a dtype has at hand: its name is put together anew each time.
+        if not isinstance(x, np.ndarray) or x.dtype.itemsize != 8 or x.dtype.kind not in "iuf" or not x.size:
             continue
-        narrow = np.dtype(_NARROWED[x.dtype.name])
+        narrow = np.dtype(f"{x.dtype.kind}4")
         limits = np.finfo(narrow) if narrow.kind == "f" else np.iinfo(narrow)
         low, high = x.min(), x.max()
         if low >= limits.min and high <= limits.max:
@@ -43,9 +44,6 @@ def check_range(batch: Batch, where: str) -> Batch:
                 f"fit the {narrow} that JAX makes of {x.dtype}; encode it smaller, or set `jax_enable_x64`"
             )
     return batch
-
-
-_NARROWED = {"int64": "int32", "uint64": "uint32", "float64": "float32"}
 
 
 def padded(batch: Batch, rows: int, size: int) -> tuple[Batch, np.ndarray]:
